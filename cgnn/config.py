@@ -1,0 +1,330 @@
+"""Settings: strict models, read from YAML, overridden from the command line, written back whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cgnn.errors import ConfigError, nearest
+from cgnn.targets import Target
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class SplitConfig(_Strict):
+    """How crystals are divided into training, validation and test parts."""
+
+    method: str = "random"
+    """An entry of ``cgnn.data.split.SPLITS``."""
+    val: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the crystals that choose the best epoch."""
+    test: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the crystals that are only evaluated at the end."""
+    seed: int = Field(default=0, ge=0)
+    file: str | None = None
+    """For method ``file``: JSON with lists of ids under ``train``, ``val`` and ``test``."""
+    element: str | None = None
+    """For method ``element``: the crystals with this element are the test part."""
+    folds: int = Field(default=5, ge=2)
+    fold: int = Field(default=0, ge=0)
+    """For method ``kfold``: which of the ``folds`` parts is the test part."""
+    keep_duplicates_together: bool = True
+    """Put the same crystal under other ids or in other cells on one side."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> SplitConfig:
+        if self.val + self.test >= 1:
+            raise ValueError("val + test must leave something to train on (be below 1)")
+        if self.method == "file" and not self.file:
+            raise ValueError("method 'file' needs 'file'")
+        if self.method == "element" and not self.element:
+            raise ValueError("method 'element' needs 'element'")
+        if self.fold >= self.folds:
+            raise ValueError("fold counts from 0 and must be below folds")
+        return self
+
+
+class DataConfig(_Strict):
+    """Which crystals, from where, and how they are divided."""
+
+    path: str = ""
+    format: str = "auto"
+    """An entry of ``cgnn.data.records.READERS``; by default found from the file name."""
+    id_column: str | None = None
+    structure_column: str | None = None
+    cache: str | None = None
+    """Folder for prepared graphs; by default ``$CGNN_CACHE`` or ``~/.cache/cgnn``."""
+    split: SplitConfig = SplitConfig()
+
+
+class GraphConfig(_Strict):
+    """How neighbours are found; all that a stored graph depends on."""
+
+    neighbors: str = "nearest"
+    """An entry of ``cgnn.graph.neighbors.NEIGHBORS``."""
+    k: int = Field(default=12, ge=1, le=100)
+    """Neighbours per atom that set the atom's own cutoff (``nearest``, ``shells``, ``cgcnn``)."""
+    reach: float = Field(default=1.25, ge=1, le=3)
+    """``nearest``: cutoff of an atom as a multiple of the distance of its k-th neighbour."""
+    cutoff: float = Field(default=10.0, gt=0, le=30)
+    """No neighbour lies beyond it (Å); the radius of ``radius``."""
+    tolerance: float = Field(default=0.01, gt=0, le=0.5)
+    """``shells``: relative distance within which atoms belong to one shell."""
+    max_atoms: int = Field(default=10_000, ge=1)
+    max_edges: int = Field(default=2_000_000, ge=1)
+
+
+class ModelConfig(_Strict):
+    """The network."""
+
+    width: int = Field(default=64, ge=1)
+    """Features per atom."""
+    depth: int = Field(default=3, ge=0, le=128)
+    """Gated convolutions."""
+    elements: tuple[str, ...] = ("one_hot", "properties")
+    """Entries of ``cgnn.model.embed.ELEMENTS``; their vectors are added."""
+    gaussians: int = Field(default=41, ge=2)
+    gaussian_range: tuple[float, float] = (0.0, 8.0)
+    """Centres of the first and the last Gaussian (Å)."""
+    gaussian_width: float | None = Field(default=None, gt=0)
+    """Width of a Gaussian (Å); by default the distance of two centres."""
+    pair_norm: str = "batch"
+    """Normalisation of the gated pair vector, an entry of ``cgnn.model.conv.NORMS``."""
+    norm: str = "batch"
+    """Normalisation of the summed messages, an entry of ``cgnn.model.conv.NORMS``."""
+    activation: str = "softplus"
+    residual: bool = True
+    pooling: str = "mean"
+    """An entry of ``cgnn.model.network.POOLINGS``."""
+    head_width: int = Field(default=128, ge=1)
+    head_depth: int = Field(default=1, ge=0)
+    """Hidden layers of a head."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class TrainConfig(_Strict):
+    """How the network is fitted."""
+
+    epochs: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    schedule: str = "one_cycle"
+    """An entry of ``cgnn.train.loop.SCHEDULES``."""
+    loss: str = "mae"
+    """An entry of ``cgnn.model.heads.LOSSES``, for regression targets."""
+    clip: float | None = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    ema: float = Field(default=0.99, ge=0, lt=1)
+    """Decay of the averaged weights; 0 for none."""
+    patience: int | None = Field(default=None, ge=1)
+    """Epochs without a better validation score after which training stops."""
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints; by default one at the end of each epoch."""
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = Field(default=1, ge=1)
+    nodes: int = Field(default=1, ge=1)
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; by default as many as the machine has."""
+    tensorboard: bool = False
+
+
+class Config(_Strict):
+    """Everything that defines a run."""
+
+    targets: tuple[Target, ...] = Field(min_length=1)
+    data: DataConfig = DataConfig()
+    graph: GraphConfig = GraphConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        names = [target.name for target in self.targets]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two targets share the name {twice[0]!r}")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars: ``1e-3`` is a number, ``No`` is text (nobelium), keys may not repeat."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith(("null", "merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    for key, (key_node, _) in zip(keys, node.value, strict=True):
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no text", key_node.start_mark)
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark)
+    return {
+        key: loader.construct_object(value, deep=True)
+        for key, (_, value) in zip(keys, node.value, strict=True)
+    }
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def parse_yaml(text: str, source: str = "settings") -> Any:
+    """Return the value of a YAML text; aliases, repeated keys and tags of Python are refused.
+
+    Raises:
+        ConfigError: The text is no plain YAML; names ``source`` and the place.
+    """
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
+            raise ConfigError(f"{source}: YAML aliases (*name) are not allowed")
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file and apply overrides such as ``model.depth=8``.
+
+    Raises:
+        ConfigError: No such file, no YAML, an unknown key, a wrong type or an impossible pair;
+            the message holds the dotted path and the nearest spelling.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: could not be read: {getattr(error, 'strerror', None) or error}") from None
+    return build(parse_yaml(text, str(path)), overrides, str(path))
+
+
+def build(values: Any, overrides: Iterable[str] = (), source: str = "settings") -> Config:
+    """Return checked settings from plain values (dicts, lists, numbers, text)."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{source}: expected keys such as 'targets' and 'data', got {type(values).__name__}")
+    tree = _plain(values)
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(_tuples(tree))
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{source}: {line}" for line in _explain(error))) from None
+
+
+def dump(config: Config) -> str:
+    """Return the resolved settings as YAML that ``load`` reads back to an equal `Config`."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys in which two settings differ, with both values."""
+    first, second = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    return {
+        key: (first.get(key), second.get(key))
+        for key in sorted({*first, *second})
+        if first.get(key) != second.get(key)
+    }
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        pairs: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        pairs = enumerate(value)
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, entry in pairs:
+        flat.update(_flat(entry, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(entry) for entry in value)
+    return value
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: expected key=value, such as model.depth=8")
+    value = parse_yaml(text, f"override {key}") if text else None
+    *parents, last = key.strip().split(".")
+    node: Any = tree
+    for depth, parent in enumerate(parents):
+        node = _child(node, parent, ".".join(parents[: depth + 1]))
+    if isinstance(node, list):
+        node[_position(node, last, key)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, name: str, path: str) -> Any:
+    child = node[_position(node, name, path)] if isinstance(node, list) else node.setdefault(name, {})
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"override: {path} is a single value and has no keys below it")
+    return child
+
+
+def _position(node: list[Any], name: str, path: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise ConfigError(f"override: {path}: expected a number from 0 to {len(node) - 1}, got {name!r}")
+    return int(name)
+
+
+def _explain(error: ValidationError) -> Iterable[str]:
+    problems = error.errors()
+    for problem in problems:
+        if problem["type"] == "too_short" and len(problems) > 1:
+            continue  # follows from an entry that is itself wrong
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            guess = nearest(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]))
+            hint = f"; did you mean {guess!r}?" if guess else ""
+            yield f"{path}: unknown key{hint} (known: {', '.join(_known_keys(problem['loc'][:-1]))})"
+        elif problem["type"] == "missing":
+            yield f"{path}: missing"
+        else:
+            message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+            got = "" if isinstance(problem["input"], dict | BaseModel) else f", got {problem['input']!r}"
+            yield f"{path or 'settings'}: {message}{got}"
+
+
+def _known_keys(path: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for part in path:
+        if isinstance(part, int):
+            model = Target
+        else:
+            model = model.model_fields[part].annotation
+    return list(model.model_fields)

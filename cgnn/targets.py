@@ -1,0 +1,124 @@
+"""What is asked of a model: named properties with unit, level, task and transform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cgnn.errors import DataError, unknown
+
+Label = float | int | str | bool | None
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A monotonic map of a label onto the scale on which it is learned.
+
+    ``inverse`` uses operators only, so that it takes numpy arrays and torch tensors alike.
+    """
+
+    forward: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    inverse: Callable[[Any], Any]
+    lower: float = -np.inf
+    """Labels must lie above this for ``forward`` to exist."""
+
+
+TRANSFORMS: dict[str, Transform] = {
+    "none": Transform(lambda y: y, lambda t: t),
+    "log10": Transform(np.log10, lambda t: 10.0**t, lower=0.0),
+    "log": Transform(np.log, lambda t: np.e**t, lower=0.0),
+    "sqrt": Transform(np.sqrt, lambda t: t * abs(t), lower=-np.finfo(float).tiny),
+}
+
+
+class Target(BaseModel):
+    """One property to learn: where its labels stand and on which scale they are learned.
+
+    Labels keep their physical unit everywhere outside the head; ``transform`` and scaling are applied
+    inside it.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
+    column: str = ""
+    """Source column, nested with dots (``bulk_modulus.vrh``); the target's name if empty."""
+    unit: str = ""
+    level: Literal["crystal", "atom"] = "crystal"
+    task: Literal["regression", "binary", "multiclass"] = "regression"
+    transform: str = "none"
+    classes: tuple[str, ...] = ()
+    """Names of the classes, for ``multiclass``; a label is one of them."""
+    weight: float = Field(default=1.0, gt=0)
+    """Factor of this target's loss in the sum over targets."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Target:
+        if self.transform not in TRANSFORMS:
+            raise ValueError(unknown(self.transform, TRANSFORMS, "transform"))
+        if self.task != "regression" and self.transform != "none":
+            raise ValueError(f"transform {self.transform!r} needs task 'regression'")
+        if self.task == "multiclass" and len(set(self.classes)) < 2:
+            raise ValueError("task 'multiclass' needs at least two different names in 'classes'")
+        if self.task != "multiclass" and self.classes:
+            raise ValueError("'classes' belongs to task 'multiclass'")
+        return self
+
+    @property
+    def source(self) -> str:
+        """The source column of the labels."""
+        return self.column or self.name
+
+    @property
+    def field(self) -> str:
+        """The name of the label's field in a graph."""
+        return f"y_{self.name}"
+
+    def encode(self, label: Label) -> float:
+        """Return one label as the number stored in a graph (``nan`` for a missing one).
+
+        Regression keeps the physical value, binary gives 0 or 1, multiclass the class index.
+
+        Raises:
+            DataError: The label is not of the target's kind; the message says why.
+        """
+        if label is None or label == "":
+            return float("nan")
+        if self.task == "multiclass":
+            return self._encode_class(label)
+        if self.task == "binary":
+            return self._encode_binary(label)
+        return self._encode_number(label)
+
+    def to_learned(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Return physical values on the scale on which they are learned."""
+        return TRANSFORMS[self.transform].forward(np.asarray(values, dtype=np.float64))
+
+    def _encode_class(self, label: Label) -> float:
+        if str(label) not in self.classes:
+            raise DataError(f"{label!r} is none of the classes {', '.join(self.classes)}")
+        return float(self.classes.index(str(label)))
+
+    def _encode_binary(self, label: Label) -> float:
+        if isinstance(label, bool):
+            return float(label)
+        if isinstance(label, int | float) and label in (0, 1):
+            return float(label)
+        words = {"true": 1.0, "false": 0.0}
+        if isinstance(label, str) and label.lower() in words:
+            return words[label.lower()]
+        raise DataError(f"{label!r} is neither 0/1 nor true/false")
+
+    def _encode_number(self, label: Label) -> float:
+        if isinstance(label, bool) or not isinstance(label, int | float):
+            raise DataError(f"{label!r} is not a number")
+        if not abs(label) < 1e30:  # also catches nan and integers beyond float64
+            raise DataError(f"{label!r} is not a finite number of a plausible size")
+        if not label > TRANSFORMS[self.transform].lower:
+            raise DataError(f"{label!r} has no {self.transform}")
+        return float(label)
