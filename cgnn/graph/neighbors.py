@@ -1,0 +1,165 @@
+"""Neighbour strategies: which atoms send messages to which.
+
+Every strategy takes bare arrays and `GraphConfig` and returns `Neighbors`. The search is pymatgen's compiled
+routine with a cutoff taken from the density, grown until every atom's own cutoff lies inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pymatgen.optimization.neighbors import find_points_in_spheres
+
+from cgnn.config import GraphConfig
+from cgnn.errors import CrystalError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_PERIODIC = np.ones(3, dtype=np.int64)
+_MAX_IMAGES = 5_000_000
+"""Atoms in the images of the cell that a search may have to look at."""
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """Edges sorted by target, then by distance.
+
+    Args:
+        source: Sending atoms (E,).
+        target: Receiving atoms (E,).
+        shift: Cell of the sending atom (E, 3).
+        distance: Å (E,).
+        reach: Distance at which messages to an atom have faded to zero (N,), Å; ``inf`` for no fading.
+    """
+
+    source: Ints
+    target: Ints
+    shift: Ints
+    distance: Floats
+    reach: Floats
+
+    def keep(self, mask: NDArray[np.bool_], reach: Floats) -> Neighbors:
+        """Return the edges of a mask, with each atom's cutoff set to ``reach``."""
+        return Neighbors(
+            self.source[mask], self.target[mask], self.shift[mask], self.distance[mask], reach
+        )
+
+
+def within(pos: Floats, lattice: Floats, cutoff: float) -> Neighbors:
+    """Return all pairs not farther apart than a cutoff, an atom's own images included.
+
+    Args:
+        pos: Cartesian positions (N, 3), Å.
+        lattice: Rows are the lattice vectors (3, 3), Å.
+        cutoff: Å.
+
+    Raises:
+        CrystalError: The cell is so flat or skewed that the search would need too many images.
+    """
+    _check_images(len(pos), lattice, cutoff)
+    target, source, shift, distance = find_points_in_spheres(
+        all_coords=pos, center_coords=pos, r=float(cutoff), pbc=_PERIODIC, lattice=lattice, tol=1e-8
+    )
+    shift = np.rint(shift).astype(np.int64)
+    other = (source != target) | shift.any(axis=1)
+    source, target, shift, distance = source[other], target[other], shift[other], distance[other]
+    order = np.lexsort((distance, target))
+    reach = np.full(len(pos), np.inf)
+    return Neighbors(source[order], target[order], shift[order], distance[order], reach)
+
+
+def _check_images(atoms: int, lattice: Floats, cutoff: float) -> None:
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    images = np.prod(2 * np.ceil(cutoff / heights) + 1)
+    if not atoms * images <= _MAX_IMAGES:
+        raise CrystalError(
+            "cell_shape",
+            f"the cell is so flat or skewed that its neighbours up to {cutoff:.1f} Å need {images:.0f} images "
+            f"of its {atoms} atoms (limit {_MAX_IMAGES} atoms); use a reduced cell",
+        )
+
+
+def _cutoff_from_density(atoms: int, lattice: Floats, k: int, reach: float) -> float:
+    """Return the radius (Å) of a sphere that holds k atoms on average, with a margin for uneven ones."""
+    volume_per_atom = abs(np.linalg.det(lattice)) / atoms
+    return float(1.15 * reach * (3 * (k + 1) * volume_per_atom / (4 * np.pi)) ** (1 / 3))
+
+
+def _kth_distance(found: Neighbors, atoms: int, k: int) -> Floats:
+    """Return the distance of each atom's k-th neighbour (N,), ``inf`` where fewer were found."""
+    counts = np.bincount(found.target, minlength=atoms)
+    first = np.cumsum(counts) - counts
+    kth = np.full(atoms, np.inf)
+    enough = counts >= k
+    kth[enough] = found.distance[first[enough] + k - 1]
+    return kth
+
+
+def _grown(pos: Floats, lattice: Floats, settings: GraphConfig, factor: float) -> tuple[Neighbors, Floats]:
+    """Search until ``factor`` times every atom's k-th distance is covered or the largest cutoff is reached.
+
+    Returns:
+        All neighbours up to some radius, and each atom's k-th distance (``inf`` beyond the cutoff).
+    """
+    atoms = len(pos)
+    cutoff = min(_cutoff_from_density(atoms, lattice, settings.k, factor), settings.cutoff)
+    while True:
+        found = within(pos, lattice, cutoff)
+        kth = _kth_distance(found, atoms, settings.k)
+        needed = factor * kth.max()
+        if cutoff >= min(needed, settings.cutoff):
+            return found, kth
+        # With every k-th neighbour known the second search is exact; before that the sphere only grows.
+        cutoff = min(needed * (1 + 1e-9) if np.isfinite(needed) else 1.4 * cutoff, settings.cutoff)
+
+
+def nearest(pos: Floats, lattice: Floats, settings: GraphConfig) -> Neighbors:
+    """All neighbours within ``reach`` times the distance of the k-th, fading to zero there.
+
+    The k-th distance is continuous in the positions and the same in every description of a crystal, so
+    with a smooth envelope the network's answer is invariant and continuous.
+    """
+    found, kth = _grown(pos, lattice, settings, settings.reach)
+    reach = np.minimum(settings.reach * kth, settings.cutoff)
+    return found.keep(found.distance < reach[found.target], reach)
+
+
+def shells(pos: Floats, lattice: Floats, settings: GraphConfig) -> Neighbors:
+    """The k nearest neighbours and whatever lies at the distance of the k-th, within a tolerance.
+
+    Invariant, but jumps when an atom enters or leaves a shell.
+    """
+    found, kth = _grown(pos, lattice, settings, 1 + settings.tolerance)
+    limit = np.minimum((1 + settings.tolerance) * kth, settings.cutoff)
+    return found.keep(found.distance <= limit[found.target], found.reach)
+
+
+def radius(pos: Floats, lattice: Floats, settings: GraphConfig) -> Neighbors:
+    """All neighbours within the cutoff, fading to zero there."""
+    found = within(pos, lattice, settings.cutoff)
+    return found.keep(found.distance < settings.cutoff, np.full(len(pos), settings.cutoff))
+
+
+def cgcnn(pos: Floats, lattice: Floats, settings: GraphConfig) -> Neighbors:
+    """The k nearest neighbours, cut through a shell of equals if need be.
+
+    Kept to reproduce the original CGCNN (Xie and Grossman, PRL 120, 145301, 2018): which of several
+    equally distant atoms are kept depends on rounding, so it is neither invariant nor continuous.
+    """
+    found, _ = _grown(pos, lattice, settings, 1.0)
+    counts = np.bincount(found.target, minlength=len(pos))
+    rank = np.arange(len(found.target)) - (np.cumsum(counts) - counts)[found.target]
+    return found.keep(rank < settings.k, found.reach)
+
+
+Strategy = Callable[[Floats, Floats, GraphConfig], Neighbors]
+NEIGHBORS: dict[str, Strategy] = {
+    "nearest": nearest,
+    "shells": shells,
+    "radius": radius,
+    "cgcnn": cgcnn,
+}

@@ -1,0 +1,124 @@
+"""Heads: from features to a target, with its scaling, loss and inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cgnn.config import ModelConfig
+from cgnn.errors import choose
+from cgnn.model.conv import ACTIVATIONS
+from cgnn.targets import TRANSFORMS, Target
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+LOSSES: dict[str, Loss] = {
+    "mae": lambda x, y: (x - y).abs(),
+    "mse": lambda x, y: (x - y) ** 2,
+    "huber": lambda x, y: functional.huber_loss(x, y, reduction="none"),
+}
+"""Losses per label on the scaled values, for regression."""
+
+
+class Head(nn.Module):
+    """From pooled (or, for an atom-level target, atom) features to one target.
+
+    Args:
+        target: What is predicted.
+        config: Width, hidden layers, activation and dropout.
+    """
+
+    outputs: int = 1
+
+    def __init__(self, target: Target, config: ModelConfig) -> None:
+        super().__init__()
+        self.target = target
+        layers: list[nn.Module] = [choose(ACTIVATIONS, config.activation, "activation")()]
+        width = config.width
+        for _ in range(config.head_depth):
+            layers += [nn.Linear(width, config.head_width), ACTIVATIONS[config.activation]()]
+            layers += [nn.Dropout(config.dropout)] if config.dropout else []
+            width = config.head_width
+        self.net = nn.Sequential(*layers, nn.Linear(width, self.outputs))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return raw outputs (n, outputs) of features (n, F)."""
+        return self.net(h)  # type: ignore[no-any-return]
+
+    def fit_scaling(self, labels: NDArray[np.float64]) -> None:
+        """Take the scaling from training labels (physical units, ``nan`` = unknown)."""
+
+    def losses(self, raw: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+        """Return the loss of each label (n,); all labels known, physical units or class numbers."""
+        raise NotImplementedError
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """Return predictions in physical units, or probabilities, of raw outputs."""
+        raise NotImplementedError
+
+
+class Regression(Head):
+    """One number; ``decode(raw) = inverse(mean + std raw)`` in the target's unit, shape (n,)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, target: Target, config: ModelConfig) -> None:
+        super().__init__(target, config)
+        self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("std", torch.ones(1))
+
+    def fit_scaling(self, labels: NDArray[np.float64]) -> None:
+        """Take mean and standard deviation of the known labels on the learned scale."""
+        learned = self.target.to_learned(labels[np.isfinite(labels)])
+        spread = float(learned.std()) if len(learned) else 0.0
+        self.mean.fill_(float(learned.mean()) if len(learned) else 0.0)
+        self.std.fill_(spread if spread > 0 else 1.0)
+
+    def losses(self, raw: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+        """Return the loss between raw outputs and scaled labels, each (n,)."""
+        learned = torch.as_tensor(self.target.to_learned(labels.cpu().numpy())).to(labels.device)
+        return loss(raw[:, 0], ((learned - self.mean) / self.std).to(raw.dtype))
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """Return values in the target's unit (n,)."""
+        inverse = TRANSFORMS[self.target.transform].inverse
+        return inverse(self.mean.double() + self.std.double() * raw[:, 0].double())  # type: ignore[no-any-return]
+
+
+class Binary(Head):
+    """Probability of class 1, shape (n,)."""
+
+    def losses(self, raw: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+        """Return the cross entropy of each label (n,)."""
+        return functional.binary_cross_entropy_with_logits(
+            raw[:, 0], labels.to(raw.dtype), reduction="none"
+        )
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """Return probabilities (n,)."""
+        return torch.sigmoid(raw[:, 0].double())
+
+
+class Multiclass(Head):
+    """Probabilities of the classes, shape (n, C)."""
+
+    def __init__(self, target: Target, config: ModelConfig) -> None:
+        self.outputs = len(target.classes)
+        super().__init__(target, config)
+
+    def losses(self, raw: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+        """Return the cross entropy of each label (n,)."""
+        return functional.cross_entropy(raw, labels.long(), reduction="none")
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """Return probabilities (n, C)."""
+        return torch.softmax(raw.double(), dim=1)
+
+
+HEADS: dict[str, type[Head]] = {"regression": Regression, "binary": Binary, "multiclass": Multiclass}
