@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -141,3 +141,10 @@ class CrystalGNN(nn.Module):
     def decode(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return predictions in physical units (or probabilities) by target name."""
         return {name: self.head(name).decode(output) for name, output in raw.items()}
+
+
+@torch.no_grad()
+def raw_outputs(model: CrystalGNN, batches: Iterable[Any]) -> dict[str, Tensor]:
+    """Return the raw outputs of several batches, one after another, by target name."""
+    parts = [model(batch) for batch in batches]
+    return {target.name: torch.cat([part[target.name] for part in parts]) for target in model.targets}

@@ -1,0 +1,33 @@
+"""Crystal graph neural networks that predict the properties of materials."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cgnn.config import Config
+    from cgnn.predict import Predictions, Predictor
+    from cgnn.targets import Target
+    from cgnn.train import Run, train
+
+__all__ = ["Config", "Predictions", "Predictor", "Run", "Target", "train"]
+
+_HOMES = {
+    "Config": "cgnn.config",
+    "Predictions": "cgnn.predict",
+    "Predictor": "cgnn.predict",
+    "Run": "cgnn.train",
+    "Target": "cgnn.targets",
+    "train": "cgnn.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch takes seconds, ``cgnn --help`` should not."""
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cgnn' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,146 @@
+"""Models and training states on disk: one safetensors file each, checked before anything is used.
+
+A file holds tensors and, in its header, one JSON text with everything else. A checksum over both finds every
+altered byte. Nothing is pickled. Files are replaced atomically.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+import cgnn
+from cgnn import config as configs
+from cgnn.config import Config
+from cgnn.errors import CheckpointError, ConfigError
+from cgnn.files import write_bytes
+from cgnn.model import CrystalGNN
+
+VERSION = 1
+"""Version of the model file; raise it with every change and add the upgrade from the one before."""
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""Version -> function that turns the JSON part of that version into the next one's."""
+
+MODEL_FILE = "model.safetensors"
+STATE_FILE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What travels with the weights.
+
+    Args:
+        config: All settings of the run, graph settings and targets among them.
+        elements: Atomic numbers that occurred in training.
+        baselines: Target name -> what predicting the training mean needs (`cgnn.train.metrics.Baseline`).
+        summary: Numbers of the training: crystals, epoch, validation scores.
+        versions: Versions of the packages it was made with.
+    """
+
+    config: Config
+    elements: tuple[int, ...]
+    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(
+        default_factory=lambda: {"cgnn": cgnn.__version__, "torch": str(torch.__version__)}
+    )
+
+
+def save_model(path: str | Path, model: CrystalGNN, info: ModelInfo) -> None:
+    """Write a self-contained model file."""
+    content = {"kind": "model", "version": VERSION, **asdict(info), "config": info.config.model_dump(mode="json")}
+    write_tensors(path, model.state_dict(), content)
+
+
+def load_model(path: str | Path) -> tuple[CrystalGNN, ModelInfo]:
+    """Read a model file.
+
+    Returns:
+        The network in evaluation mode, on the CPU, and what travels with it.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, of another kind or of a newer version.
+    """
+    tensors, content = read_tensors(path)
+    content = _upgraded(content, path)
+    try:
+        info = ModelInfo(
+            config=configs.build(content["config"], source=str(path)),
+            elements=tuple(int(z) for z in content["elements"]),
+            baselines=dict(content["baselines"]),
+            summary=dict(content["summary"]),
+            versions=dict(content["versions"]),
+        )
+        model = CrystalGNN(info.config.model, info.config.targets)
+        model.to(_float_type(tensors))
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: not a model this version can read: {error}") from None
+    return model.eval(), info
+
+
+def _float_type(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    return next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
+
+
+def _upgraded(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    if content.get("kind") != "model":
+        raise CheckpointError(f"{path}: holds a {content.get('kind')!r}, expected a model")
+    version = content.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise CheckpointError(
+            f"{path}: model format {version}, this cgnn reads up to {VERSION}; install a newer cgnn"
+        )
+    while version < VERSION:
+        content = UPGRADES[version](content)
+        version += 1
+    return content
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON value as one checksummed safetensors file, all or nothing."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(content, sort_keys=True)
+    write_bytes(path, save(plain, {"content": text, "checksum": _checksum(plain, text)}))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the JSON value of a file, after its checksum was found right.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
+        content = json.loads(metadata["content"])
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError, MemoryError) as error:
+        raise CheckpointError(f"{path}: damaged or not a file of cgnn: {error}") from None
+    if _checksum(tensors, metadata["content"]) != metadata.get("checksum"):
+        raise CheckpointError(f"{path}: checksum differs: the file was altered or damaged")
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: damaged: its description is no mapping")
+    return tensors, content
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
