@@ -180,10 +180,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no text", key_node.start_mark)
         if keys.count(key) > 1:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark)
-    return {
-        key: loader.construct_object(value, deep=True)
-        for key, (_, value) in zip(keys, node.value, strict=True)
-    }
+    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
@@ -198,7 +195,7 @@ def parse_yaml(text: str, source: str = "settings") -> Any:
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
             raise ConfigError(f"{source}: YAML aliases (*name) are not allowed")
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -239,9 +236,7 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Return the dotted keys in which two settings differ, with both values."""
     first, second = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     return {
-        key: (first.get(key), second.get(key))
-        for key in sorted({*first, *second})
-        if first.get(key) != second.get(key)
+        key: (first.get(key), second.get(key)) for key in sorted({*first, *second}) if first.get(key) != second.get(key)
     }
 
 
@@ -323,8 +318,5 @@ def _explain(error: ValidationError) -> Iterable[str]:
 def _known_keys(path: tuple[int | str, ...]) -> list[str]:
     model: Any = Config
     for part in path:
-        if isinstance(part, int):
-            model = Target
-        else:
-            model = model.model_fields[part].annotation
+        model = Target if isinstance(part, int) else model.model_fields[part].annotation
     return list(model.model_fields)

@@ -47,6 +47,18 @@ class CrystalError(CgnnError):
         self.reason = reason
 
 
+class Stopped(Exception):  # noqa: N818 - a request, not an error
+    """Long work was asked to stop by a signal and has saved its state.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number}")
+        self.number = number
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the entry of ``known`` spelt most like ``name``, or None if none is close."""
     by_lower = {entry.lower(): entry for entry in known}

@@ -123,11 +123,7 @@ class CrystalDataset:
 
 def _shells(graph: Arrays) -> tuple[float, ...]:
     """Return distances that are equal in every description of a crystal: mean over atoms and over edges."""
-    vectors = (
-        graph["pos"][graph["source"]]
-        + graph["edge_shift"] @ graph["lattice"][0]
-        - graph["pos"][graph["target"]]
-    )
+    vectors = graph["pos"][graph["source"]] + graph["edge_shift"] @ graph["lattice"][0] - graph["pos"][graph["target"]]
     distance = np.linalg.norm(vectors, axis=1)
     if not len(distance):
         return (0.0, 0.0)

@@ -58,7 +58,7 @@ def read_labels(store: GraphStore, targets: Sequence[Target]) -> Labels:
         columns.update(record)
         try:
             atoms = slice(int(atom_ptr[row]), int(atom_ptr[row + 1]))
-            found = {target.name: _label(target, record, atoms) for target in targets}
+            found = {target.name: label_of(target, record, atoms.stop - atoms.start) for target in targets}
         except DataError as error:
             set_aside.append(SetAside(material_id, source, "label", "bad_label", str(error)))
             continue
@@ -78,15 +78,19 @@ def read_labels(store: GraphStore, targets: Sequence[Target]) -> Labels:
     return found_labels
 
 
-def _label(target: Target, record: dict[str, Value], atoms: slice) -> NDArray[np.float64]:
-    value = record.get(target.source)
-    count = atoms.stop - atoms.start
+def label_of(target: Target, values: dict[str, Value], atoms: int) -> NDArray[np.float64]:
+    """Return a crystal's label (1,), or one per atom (N,); ``nan`` = unknown.
+
+    Raises:
+        DataError: The value is not of the target's kind; names the column.
+    """
+    value = values.get(target.source)
     try:
         if target.level == "atom":
             if value is None:
-                return np.full(count, np.nan)
-            if not isinstance(value, list) or len(value) != count:
-                raise DataError(f"expected a list of {count} values, one per atom")
+                return np.full(atoms, np.nan)
+            if not isinstance(value, list) or len(value) != atoms:
+                raise DataError(f"expected a list of {atoms} values, one per atom")
             return np.array([target.encode(entry) for entry in value])
         if isinstance(value, list):
             raise DataError(f"{value!r} is a list, expected one value")
@@ -98,9 +102,7 @@ def _label(target: Target, record: dict[str, Value], atoms: slice) -> NDArray[np
 def _check_columns(targets: Sequence[Target], columns: set[str], store: GraphStore) -> None:
     for target in targets:
         if target.source not in columns:
-            raise DataError(
-                f"target {target.name!r}: {unknown(target.source, sorted(columns), 'column')}"
-            )
+            raise DataError(f"target {target.name!r}: {unknown(target.source, sorted(columns), 'column')}")
 
 
 def _advice(targets: Sequence[Target], labels: Labels) -> Iterator[str]:

@@ -1,50 +1,152 @@
-"""Readers: files of crystals in, one stream of `Record`s and `SetAside`s out."""
+"""Reading crystals: `read` gives one stream of `Record`s and `SetAside`s whatever the file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
-from pymatgen.core import Structure
+import numpy as np
+from pymatgen.core import IStructure
 
-Value = float | int | str | bool | list[float] | None
+from cgnn.data.documents import Columns
+from cgnn.data.items import Item, Record, SetAside, Stream, Value, make_item, set_aside
+from cgnn.data.readers import READERS, guess_format
+from cgnn.errors import CrystalError, DataError, nearest, unknown
+
+__all__ = [
+    "READERS",
+    "Item",
+    "Record",
+    "SetAside",
+    "Stream",
+    "Value",
+    "from_structures",
+    "read",
+    "without_duplicates",
+]
 
 
-@dataclass(frozen=True)
-class Record:
-    """One crystal as read.
+def read(
+    path: str | Path,
+    format: str = "auto",
+    id_column: str | None = None,
+    structure_column: str | None = None,
+) -> Stream:
+    """Read crystals one after another, in the order of the file, without holding them.
+
+    A crystal that can't be used comes as a `SetAside`, and the rest goes on.
 
     Args:
-        material_id: Opaque identifier, unique within a data set.
-        structure: The crystal.
-        values: Columns by (dotted) name: scalars, or one number per atom.
-        source: ``file`` or ``file:row`` it came from.
+        path: A file or a folder; ``.gz`` is unpacked on the way.
+        format: An entry of ``READERS``; by default found from the name and the content.
+        id_column: Column of the ids; by default ``material_id``, ``immutable_id``, ``id`` ... Folders of
+            crystal files take the ids from the file names.
+        structure_column: Column of the crystals; by default ``structure``, ``cif`` ...
+
+    Raises:
+        DataError: The file as a whole can't be used; says what was got, what was expected and what to do.
     """
+    path = Path(path).expanduser()
+    if format != "auto" and format not in READERS:
+        raise DataError(unknown(format, READERS, "format"))
+    _check_path(path)
+    name = guess_format(path) if format == "auto" else format
+    if path.is_dir() != (name in ("cgcnn", "folder")) and not (path.is_dir() and name == "parquet"):
+        is_dir = path.is_dir()
+        raise DataError(
+            f"{path}: format {name!r} reads a {'file' if is_dir else 'folder'}, "
+            f"this is a {'folder' if is_dir else 'file'}"
+        )
+    return _not_empty(READERS[name](path, id_column, structure_column), path)
 
-    material_id: str
-    structure: Structure
-    values: dict[str, Value] = field(default_factory=dict)
-    source: str = ""
+
+def without_duplicates(stream: Iterable[Item]) -> Stream:
+    """Pass a stream on with each id once: the first stays, later ones are set aside.
+
+    The code is ``duplicate`` where a later record has the same content, ``id_conflict`` where it has not.
+    """
+    seen: dict[str, tuple[bytes, str]] = {}
+    for item in stream:
+        if isinstance(item, SetAside):
+            yield item
+            continue
+        digest = _digest(item)
+        first, source = seen.setdefault(item.material_id, (digest, item.source))
+        if first is digest:
+            yield item
+        elif first == digest:
+            yield _repeated(item, "duplicate", f"repeats record {item.material_id!r} of {source}")
+        else:
+            yield _repeated(
+                item, "id_conflict", f"has the id of the record of {source} but other content; the first one is kept"
+            )
 
 
-@dataclass(frozen=True)
-class SetAside:
-    """One crystal that can't be used, and why.
+def from_structures(structures: Any, ids: Iterable[str] | None = None) -> Stream:
+    """Give crystals in memory as records.
 
     Args:
-        material_id: Its identifier, or ``""`` where none could be read.
-        source: ``file`` or ``file:row``.
-        stage: ``"read"``, ``"graph"``, ``"label"`` or ``"predict"``.
-        code: Short machine-readable reason, such as ``"overlap"``.
-        reason: One sentence for people.
+        structures: pymatgen structures or ASE atoms: one, or a list, pandas Series or generator of them. They
+            are copied, never changed.
+        ids: As many ids; by default ``crystal-0``, ``crystal-1`` ...
+
+    Raises:
+        DataError: There are no crystals in it, or not as many as ids.
     """
+    if isinstance(structures, str | Path | Mapping):
+        raise DataError(f"expected structures, got {type(structures).__name__}; files are read by cgnn.data.read")
+    is_one = isinstance(structures, IStructure) or hasattr(structures, "get_chemical_symbols")
+    if not is_one and not hasattr(structures, "__iter__"):
+        raise DataError(f"expected structures, got {type(structures).__name__}")
+    return _numbered([structures] if is_one else structures, ids)
 
-    material_id: str
-    source: str
-    stage: str
-    code: str
-    reason: str
+
+def _numbered(structures: Iterable[Any], ids: Iterable[str] | None) -> Stream:
+    names = None if ids is None else iter(ids)
+    for row, structure in enumerate(structures):
+        name: Any = f"crystal-{row}" if names is None else next(names, None)
+        if name is None:
+            raise DataError(f"there are only {row} ids, and more structures; give one id for each")
+        yield make_item({"structure": structure, "id": name}, f"structure {row}", Columns())
+    if names is not None and next(names, None) is not None:
+        raise DataError("there are more ids than structures; give one id for each")
 
 
-Item = Record | SetAside
-Stream = Iterator[Item]
+def _check_path(path: Path) -> None:
+    if path.is_dir():
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise DataError(f"{path}: no permission to read the folder")
+    elif not path.exists():
+        beside = os.listdir(path.parent) if os.access(path.parent, os.R_OK) and path.parent.is_dir() else []
+        guess = nearest(path.name, beside)
+        raise DataError(f"{path}: no such file{f'; did you mean {guess}?' if guess else ''}")
+    elif not path.is_file():
+        raise DataError(f"{path}: neither a file nor a folder")
+    elif path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty; expected crystals")
+
+
+def _not_empty(stream: Stream, path: Path) -> Stream:
+    is_empty = True
+    for item in stream:
+        is_empty = False
+        yield item
+    if is_empty:
+        raise DataError(f"{path}: no crystals in it")
+
+
+def _digest(record: Record) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    structure = record.structure
+    digest.update(np.round(structure.lattice.matrix, 6).tobytes())
+    digest.update(np.asarray(structure.atomic_numbers, dtype=np.int64).tobytes())
+    digest.update(np.round(structure.frac_coords, 6).tobytes())
+    digest.update(repr(sorted(record.values.items())).encode("utf-8", "backslashreplace"))
+    return digest.digest()
+
+
+def _repeated(record: Record, code: str, reason: str) -> SetAside:
+    return set_aside(record.material_id, record.source, CrystalError(code, reason))

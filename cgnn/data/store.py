@@ -77,9 +77,7 @@ class GraphStore:
 
     def graph(self, index: int) -> Arrays:
         """Return the fields of one crystal."""
-        bounds = {
-            level: slice(*self.arrays[f"{level}_ptr"][index : index + 2]) for level in ("atom", "edge")
-        }
+        bounds = {level: slice(*self.arrays[f"{level}_ptr"][index : index + 2]) for level in ("atom", "edge")}
         bounds["crystal"] = slice(index, index + 1)
         return {name: self.arrays[name][bounds[field.level]] for name, field in FIELDS.items()}
 
@@ -196,9 +194,7 @@ def _fill(writer: StoreWriter, stream: Stream, builder: GraphBuilder, progress: 
     from tqdm.auto import tqdm
 
     used = 0
-    for item, arrays in build_graphs(
-        tqdm(stream, desc="graphs", unit="crystal", disable=not progress), builder
-    ):
+    for item, arrays in build_graphs(tqdm(stream, desc="graphs", unit="crystal", disable=not progress), builder):
         if isinstance(item, SetAside):
             writer.skip(item)
         else:

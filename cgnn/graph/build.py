@@ -77,9 +77,7 @@ class GraphBuilder:
     def _check_edges(self, found: Neighbors, z: np.ndarray[Any, Any]) -> None:
         limit = self.settings.max_edges
         if len(found.source) > limit:
-            raise CrystalError(
-                "too_large", f"{len(found.source)} edges, the limit is {limit} (graph.max_edges)"
-            )
+            raise CrystalError("too_large", f"{len(found.source)} edges, the limit is {limit} (graph.max_edges)")
         if len(found.source) and found.distance.min() < MIN_DISTANCE:
             edge = int(found.distance.argmin())
             first, second = sorted((int(found.source[edge]), int(found.target[edge])))
@@ -110,9 +108,7 @@ def crystal_arrays(crystal: Any) -> tuple[Any, Any, Any]:
         periodic, lattice = all(crystal.lattice.pbc), np.array(crystal.lattice.matrix)
         z, pos = np.array([_number(site.specie) for site in crystal]), np.array(crystal.cart_coords)
     else:
-        raise CrystalError(
-            "not_a_crystal", f"expected a pymatgen Structure or ASE Atoms, got {type(crystal).__name__}"
-        )
+        raise CrystalError("not_a_crystal", f"expected a pymatgen Structure or ASE Atoms, got {type(crystal).__name__}")
     if not periodic:
         raise CrystalError("not_periodic", "the structure is not periodic in all three directions")
     return z, pos.reshape(-1, 3).astype(np.float64), lattice.astype(np.float64)
@@ -130,9 +126,7 @@ def _check_cell(atoms: int, pos: Any, lattice: Any) -> None:
         raise CrystalError("not_finite", "the lattice or a position is not a finite number")
     volume = abs(np.linalg.det(lattice))
     if not 0.5 <= volume / atoms <= 1e5:
-        raise CrystalError(
-            "volume", f"{volume / atoms:.3g} Å³ per atom is not a crystal (expected 0.5 to 100,000)"
-        )
+        raise CrystalError("volume", f"{volume / atoms:.3g} Å³ per atom is not a crystal (expected 0.5 to 100,000)")
 
 
 def fingerprint(settings: GraphConfig) -> str:

@@ -51,10 +51,7 @@ class CrystalGraph(Data):  # type: ignore[misc]
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> CrystalGraph:
         """Return the graph of one crystal from its stored fields."""
-        tensors = {
-            name: torch.as_tensor(np.asarray(arrays[name]), dtype=field.used)
-            for name, field in FIELDS.items()
-        }
+        tensors = {name: torch.as_tensor(np.asarray(arrays[name]), dtype=field.used) for name, field in FIELDS.items()}
         edge_index = torch.stack([tensors.pop("source"), tensors.pop("target")])
         return cls(edge_index=edge_index, num_nodes=len(tensors["z"]), **tensors)
 

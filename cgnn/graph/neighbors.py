@@ -44,9 +44,7 @@ class Neighbors:
 
     def keep(self, mask: NDArray[np.bool_], reach: Floats) -> Neighbors:
         """Return the edges of a mask, with each atom's cutoff set to ``reach``."""
-        return Neighbors(
-            self.source[mask], self.target[mask], self.shift[mask], self.distance[mask], reach
-        )
+        return Neighbors(self.source[mask], self.target[mask], self.shift[mask], self.distance[mask], reach)
 
 
 def within(pos: Floats, lattice: Floats, cutoff: float) -> Neighbors:

@@ -103,4 +103,4 @@ class GatedConv(nn.Module):
         gate, core = self.pair_norm(pair + self.edge(e)).chunk(2, dim=1)
         message = torch.sigmoid(gate) * self.activation(core) * weight
         update = self.norm(scatter(message, target, dim=0, dim_size=len(h), reduce="sum"))
-        return self.activation(h + update if self.residual else update)  # type: ignore[no-any-return]
+        return self.activation(h + update if self.residual else update)

@@ -93,7 +93,7 @@ def properties() -> Table:
     Source: pymatgen's element data and its covalent radii (Cordero et al., Dalton Trans. 2832, 2008).
     """
     rows = []
-    with _quiet():
+    with _Quiet():
         for element in _elements():
             numbers = [_number(element, *spec) for spec in _CONTINUOUS.values()]
             numbers += [CovalentRadius.radius.get(element.symbol, math.nan), float(element.row)]
@@ -126,7 +126,7 @@ def cgcnn() -> Table:
     Source: Xie and Grossman, PRL 120, 145301 (2018), doi:10.1103/PhysRevLett.120.145301, table S2.
     """
     rows = []
-    with _quiet():
+    with _Quiet():
         for element in _elements():
             radius = 100 * CovalentRadius.radius.get(element.symbol, math.nan)
             ionization = _number(element, "ionization_energy", False)
@@ -196,6 +196,8 @@ class GaussianBasis(nn.Module):
 
     _FLOOR = -30.0
 
+    centers: Tensor
+
     def __init__(self, count: int, low: float, high: float, width: float | None = None) -> None:
         super().__init__()
         self.register_buffer("centers", torch.linspace(low, high, count, dtype=torch.float64).float())
@@ -220,7 +222,7 @@ def envelope(distance: Tensor, reach: Tensor) -> Tensor:
     return (1 - ratio**4) ** 2
 
 
-class _quiet:
+class _Quiet:
     """Silence pymatgen's warnings about unknown properties: a gap is a value here."""
 
     def __enter__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Head(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Return raw outputs (n, outputs) of features (n, F)."""
-        return self.net(h)  # type: ignore[no-any-return]
+        return self.net(h)
 
     def fit_scaling(self, labels: NDArray[np.float64]) -> None:
         """Take the scaling from training labels (physical units, ``nan`` = unknown)."""
@@ -60,6 +60,10 @@ class Head(nn.Module):
     def decode(self, raw: Tensor) -> Tensor:
         """Return predictions in physical units, or probabilities, of raw outputs."""
         raise NotImplementedError
+
+    def columns(self, decoded: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+        """Return decoded predictions as named columns of a table (n,); the first has the target's name."""
+        return {self.target.name: decoded}
 
 
 class Regression(Head):
@@ -88,7 +92,7 @@ class Regression(Head):
     def decode(self, raw: Tensor) -> Tensor:
         """Return values in the target's unit (n,)."""
         inverse = TRANSFORMS[self.target.transform].inverse
-        return inverse(self.mean.double() + self.std.double() * raw[:, 0].double())  # type: ignore[no-any-return]
+        return inverse(self.mean.double() + self.std.double() * raw[:, 0].double())
 
 
 class Binary(Head):
@@ -96,9 +100,7 @@ class Binary(Head):
 
     def losses(self, raw: Tensor, labels: Tensor, loss: Loss) -> Tensor:
         """Return the cross entropy of each label (n,)."""
-        return functional.binary_cross_entropy_with_logits(
-            raw[:, 0], labels.to(raw.dtype), reduction="none"
-        )
+        return functional.binary_cross_entropy_with_logits(raw[:, 0], labels.to(raw.dtype), reduction="none")
 
     def decode(self, raw: Tensor) -> Tensor:
         """Return probabilities (n,)."""
@@ -119,6 +121,12 @@ class Multiclass(Head):
     def decode(self, raw: Tensor) -> Tensor:
         """Return probabilities (n, C)."""
         return torch.softmax(raw.double(), dim=1)
+
+    def columns(self, decoded: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+        """Return the likeliest class and, as ``<target>_p_<class>``, the probability of each."""
+        name, classes = self.target.name, self.target.classes
+        likeliest = np.array(classes, dtype=object)[decoded.argmax(axis=1)]
+        return {name: likeliest} | {f"{name}_p_{label}": decoded[:, i] for i, label in enumerate(classes)}
 
 
 HEADS: dict[str, type[Head]] = {"regression": Regression, "binary": Binary, "multiclass": Multiclass}

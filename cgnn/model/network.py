@@ -49,7 +49,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, h: Tensor, batch: Tensor, crystals: int) -> Tensor:
         """Return crystal features (B, F) of atom features (N, F)."""
-        return self.aggregate(h, batch, dim_size=crystals)  # type: ignore[no-any-return]
+        return self.aggregate(h, batch, dim_size=crystals)
 
 
 POOLINGS: dict[str, Callable[[int], nn.Module]] = {
@@ -116,8 +116,7 @@ class CrystalGNN(nn.Module):
         h = self.atom_features(graph)
         pooled = self.pool(h, graph.batch, graph.num_graphs)
         return {
-            target.name: self.heads[target.name](pooled if target.level == "crystal" else h)
-            for target in self.targets
+            target.name: self.heads[target.name](pooled if target.level == "crystal" else h) for target in self.targets
         }
 
     def head(self, name: str) -> Head:

@@ -58,7 +58,12 @@ class ModelInfo:
 
 def save_model(path: str | Path, model: CrystalGNN, info: ModelInfo) -> None:
     """Write a self-contained model file."""
-    content = {"kind": "model", "version": VERSION, **asdict(info), "config": info.config.model_dump(mode="json")}
+    content = {
+        "kind": "model",
+        "version": VERSION,
+        **asdict(info),
+        "config": info.config.model_dump(mode="json"),
+    }
     write_tensors(path, model.state_dict(), content)
 
 
@@ -98,9 +103,7 @@ def _upgraded(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: holds a {content.get('kind')!r}, expected a model")
     version = content.get("version")
     if not isinstance(version, int) or version > VERSION:
-        raise CheckpointError(
-            f"{path}: model format {version}, this cgnn reads up to {VERSION}; install a newer cgnn"
-        )
+        raise CheckpointError(f"{path}: model format {version}, this cgnn reads up to {VERSION}; install a newer cgnn")
     while version < VERSION:
         content = UPGRADES[version](content)
         version += 1

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
-import orjson
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from cgnn.config import Config, TrainConfig, differences
-from cgnn.config import build as build_config
+from cgnn.config import Config, TrainConfig
 from cgnn.data.dataset import CrystalDataset, by_edges
-from cgnn.errors import CheckpointError, ConfigError, NumericsError, choose
-from cgnn.files import write_bytes
+from cgnn.errors import NumericsError, Stopped, choose
 from cgnn.model import CrystalGNN
 from cgnn.model.network import raw_outputs
-from cgnn.train.checkpoint import (
-    MODEL_FILE,
-    STATE_FILE,
-    ModelInfo,
-    read_tensors,
-    save_model,
-    write_tensors,
-)
+from cgnn.train.checkpoint import MODEL_FILE, ModelInfo, load_model, save_model
+from cgnn.train.engine import Stop, deferred_signals, engine, reproducible, seed, tensorboard
 from cgnn.train.metrics import Baseline, evaluate
+from cgnn.train.state import Progress, State, data_key
 
 Indices = NDArray[np.int64]
 
@@ -54,33 +42,6 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 """Share of all steps done -> factor on the learning rate. Functions of the step alone, so that a resumed run
 needs no state of them."""
-
-
-class Stopped(KeyboardInterrupt):
-    """Training was asked to stop by a signal and has saved its state.
-
-    Args:
-        number: The signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by signal {number}")
-        self.number = number
-
-
-@dataclass
-class _Progress:
-    """Where training stands; with the tensors, all that a resumed run needs."""
-
-    epoch: int = 0
-    step: int = 0
-    """Steps done within the epoch."""
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    best_score: float = math.inf
-    best_epoch: int = -1
-    history: list[dict[str, float]] = field(default_factory=list)
-    finished: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +75,7 @@ def fit(
     Args:
         config: All settings.
         dataset: Crystals with labels.
-        parts: Indices into the data set under ``train`` and ``val``; only these are looked at.
+        parts: Indices into the data set under ``train`` and ``val`` (may be empty); only these are looked at.
         folder: Run folder.
         resume: Go on from ``last/`` where there is one.
         report: Called with each epoch's row of the history.
@@ -124,36 +85,37 @@ def fit(
         CheckpointError: ``last/`` belongs to other settings or data.
         Stopped: SIGINT or SIGTERM arrived; the state was saved.
     """
-    with _reproducible(config.train), _deferred_signals() as stop:
+    with reproducible(config.train), deferred_signals() as stop:
         session = _Session(config, dataset, parts, Path(folder), stop)
         if resume:
-            session.restore()
+            session.progress = session.state.restore(session.folder)
         session.run(report)
         return session.result()
 
 
 class _Session:
     def __init__(
-        self, config: Config, dataset: CrystalDataset, parts: dict[str, Indices], folder: Path, stop: _Stop
+        self, config: Config, dataset: CrystalDataset, parts: dict[str, Indices], folder: Path, stop: Stop
     ) -> None:
         self.config, self.dataset, self.parts, self.folder, self.stop = config, dataset, parts, folder, stop
         self.settings = config.train
-        self.fabric = _engine(self.settings)
-        self.progress = _Progress()
+        self.fabric = engine(self.settings)
+        self.progress = Progress()
         self.batch_size = self.settings.batch_size
         self.steps = math.ceil(len(parts["train"]) / self.batch_size)
-        _seed(self.settings.seed, "weights")
+        seed(self.settings.seed, "weights")
         self.model = CrystalGNN(config.model, config.targets)
         for target in config.targets:
             self.model.head(target.name).fit_scaling(dataset.label(target, parts["train"]))
         self.optimizer = _optimizer(self.model, self.settings)
         self.wrapped, self.optimizer = self.fabric.setup(self.model, self.optimizer)
         self.ema = self._averaged() if self.settings.ema else None
-        self.logger = _tensorboard(folder) if self.settings.tensorboard else None
+        modules: dict[str, nn.Module] = {"model": self.model} | ({"ema": self.ema} if self.ema is not None else {})
+        self.state = State(modules, self.optimizer, config, data_key(dataset, parts))
+        self.logger = tensorboard(folder) if self.settings.tensorboard else None
 
     def _averaged(self) -> AveragedModel:
-        decay = get_ema_multi_avg_fn(self.settings.ema)
-        return AveragedModel(self.model, multi_avg_fn=decay, use_buffers=True)
+        return AveragedModel(self.model, multi_avg_fn=_average(self.settings.ema), use_buffers=True)
 
     @property
     def evaluated(self) -> CrystalGNN:
@@ -173,21 +135,21 @@ class _Session:
         order = _order(self.parts["train"], self.settings.seed, self.progress.epoch)
         while self.progress.step < self.steps:
             if self.stop.number:
-                self._save_state()
+                self.save()
                 raise Stopped(self.stop.number)
             start = self.progress.step * self.batch_size
             self._step(order[start : start + self.batch_size])
             self.progress.step += 1
             every = self.settings.checkpoint_every
             if every and self.progress.step % every == 0 and self.progress.step < self.steps:
-                self._save_state()
+                self.save()
 
     def _step(self, indices: Indices) -> None:
         done = self.progress.epoch * self.steps + self.progress.step
         rate = self.settings.learning_rate * self._schedule(done / (self.settings.epochs * self.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        _seed(self.settings.seed, "step", self.progress.epoch, self.progress.step, self.fabric.global_rank)
+        seed(self.settings.seed, "step", self.progress.epoch, self.progress.step, self.fabric.global_rank)
         batch = self.dataset.batch(self._share(indices)).to(self.fabric.device)
         loss = self.model.loss(self.wrapped(batch), batch, self.settings.loss)
         self._check(loss, indices, "loss")
@@ -201,7 +163,7 @@ class _Session:
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        self.progress.loss_sum += float(loss) * len(indices)
+        self.progress.loss_sum += float(loss.detach()) * len(indices)
         self.progress.loss_count += len(indices)
 
     @property
@@ -239,7 +201,7 @@ class _Session:
         progress.finished = progress.epoch >= self.settings.epochs or self._out_of_patience()
         if improved:
             self._save_best(row)
-        self._save_state()
+        self.save()
         self._log(row)
         return row
 
@@ -248,13 +210,11 @@ class _Session:
         return patience is not None and self.progress.epoch - 1 - self.progress.best_epoch >= patience
 
     def _validate(self) -> dict[str, float]:
-        indices = self.parts.get("val", np.array([], dtype=np.int64))
+        indices = self.parts["val"]
         if not len(indices):
             return {}
         model = self.evaluated.eval()
-        batches = (
-            self.dataset.batch(part).to(self.fabric.device) for part in by_edges(self.dataset, indices)
-        )
+        batches = (self.dataset.batch(part).to(self.fabric.device) for part in by_edges(self.dataset, indices))
         raw = raw_outputs(model, batches)
         # by_edges keeps the order, so the outputs stand as the labels do.
         labels = {target.name: self.dataset.label(target, indices) for target in self.config.targets}
@@ -287,57 +247,9 @@ class _Session:
         if self.fabric.is_global_zero:
             save_model(self.folder / "best" / MODEL_FILE, self.evaluated, self._info(row))
 
-    def _save_state(self) -> None:
-        if not self.fabric.is_global_zero:
-            return
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        if self.ema is not None:
-            tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
-        for index, entries in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in entries.items()}
-        content = {
-            "kind": "state",
-            "config": self.config.model_dump(mode="json"),
-            "data": _content_of(self.dataset, self.parts),
-            "threads": torch.get_num_threads(),
-            "progress": vars(self.progress),
-        }
-        write_tensors(self.folder / "last" / STATE_FILE, tensors, content)
-        lines = b"".join(orjson.dumps(row) + b"\n" for row in self.progress.history)
-        write_bytes(self.folder / "history.jsonl", lines)
-
-    def restore(self) -> None:
-        """Take up the state in ``last/``, where there is one; a run killed before its first starts anew."""
-        path = self.folder / "last" / STATE_FILE
-        if not path.exists():
-            return
-        tensors, content = read_tensors(path)
-        self._check_same(content, path)
-        self.model.load_state_dict(_below(tensors, "model."))
-        if self.ema is not None:
-            self.ema.load_state_dict(_below(tensors, "ema."))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _below(tensors, "optimizer.").items():
-            index, entry = name.split(".")
-            state.setdefault(int(index), {})[entry] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.progress = _Progress(**content["progress"])
-
-    def _check_same(self, content: dict[str, Any], path: Path) -> None:
-        try:
-            changed = differences(build_config(content["config"], source=str(path)), self.config)
-        except (KeyError, ConfigError) as error:
-            raise CheckpointError(f"{path}: its settings can't be read: {error}") from None
-        if changed:
-            lines = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items())
-            raise CheckpointError(f"{path}: can't resume with other settings: {lines}")
-        if content.get("data") != _content_of(self.dataset, self.parts):
-            raise CheckpointError(f"{path}: can't resume with other data or another split")
-        if content.get("threads") != torch.get_num_threads():
-            _warn(
-                f"resumed with {torch.get_num_threads()} threads, begun with {content.get('threads')}: "
-                "the last bits of the weights will differ from an unbroken run (set train.threads)"
-            )
+    def save(self) -> None:
+        if self.fabric.is_global_zero:
+            self.state.save(self.folder, self.progress)
 
     def _log(self, row: dict[str, float]) -> None:
         if self.logger and self.fabric.is_global_zero:
@@ -346,8 +258,6 @@ class _Session:
             self.logger.flush()
 
     def result(self) -> Fitted:
-        from cgnn.train.checkpoint import load_model
-
         self.fabric.barrier()
         model, info = load_model(self.folder / "best" / MODEL_FILE)
         return Fitted(model, info, self.progress.history)
@@ -357,9 +267,7 @@ class _LabelView:
     """Labels as the loss wants them: by field name, as tensors on the device of the outputs."""
 
     def __init__(self, labels: dict[str, NDArray[np.float64]], raw: dict[str, Tensor]) -> None:
-        self._labels = {
-            f"y_{name}": torch.from_numpy(values).to(raw[name].device) for name, values in labels.items()
-        }
+        self._labels = {f"y_{name}": torch.from_numpy(values).to(raw[name].device) for name, values in labels.items()}
         self.z = next(iter(self._labels.values()))
 
     def __getitem__(self, name: str) -> Tensor:
@@ -370,44 +278,24 @@ def _in_history(key: str) -> bool:
     return key not in ("n",) and not key.startswith("baseline")
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+def _average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """Return the update of averaged weights: exponential, with less memory in the first steps."""
 
+    def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+        count = int(steps)
+        share = 1 - min(decay, (1 + count) / (10 + count))
+        for old, new in zip(averaged, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, share)
+            else:
+                old.copy_(new)
 
-def _content_of(dataset: CrystalDataset, parts: dict[str, Indices]) -> str:
-    """Return a key of the graphs, the labels and the parts trained on."""
-    digest = hashlib.sha256(dataset.store.key.encode())
-    for name in ("train", "val"):
-        digest.update("\n".join(dataset.ids[index] for index in parts.get(name, [])).encode())
-        for target in dataset.targets:
-            digest.update(dataset.label(target, parts.get(name, np.array([], dtype=int))).tobytes())
-    return digest.hexdigest()
+    return update
 
 
 def _order(indices: Indices, seed: int, epoch: int) -> Indices:
     """Return the order of crystals in an epoch, a function of seed and epoch only."""
     return np.random.default_rng([seed, epoch]).permutation(indices)
-
-
-def _seed(seed: int, *purpose: object) -> None:
-    """Start torch's random numbers for one purpose."""
-    text = repr((seed, *purpose)).encode()
-    torch.manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1)
-
-
-def _engine(settings: TrainConfig) -> Any:
-    from lightning.fabric import Fabric
-
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device: 'cuda' was asked for, but torch sees no CUDA device")
-    fabric = Fabric(
-        accelerator=settings.device,
-        devices=settings.devices,
-        num_nodes=settings.nodes,
-        precision=settings.precision,
-    )
-    fabric.launch()
-    return fabric
 
 
 def _optimizer(model: CrystalGNN, settings: TrainConfig) -> torch.optim.Optimizer:
@@ -419,63 +307,3 @@ def _optimizer(model: CrystalGNN, settings: TrainConfig) -> torch.optim.Optimize
         {"params": free, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, foreach=True)
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        from cgnn.errors import MissingPackageError
-
-        raise MissingPackageError(
-            'train.tensorboard needs TensorBoard: pip install "cgnn[tensorboard]"'
-        ) from None
-    return SummaryWriter(str(folder / "tensorboard"))
-
-
-@contextmanager
-def _reproducible(settings: TrainConfig) -> Iterator[None]:
-    """Set threads, deterministic algorithms and flushing of denormals, for the time of a fit."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-
-
-@dataclass
-class _Stop:
-    number: int = 0
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[_Stop]:
-    """Note SIGINT and SIGTERM instead of dying from them; a second one acts at once."""
-    stop = _Stop()
-    before: dict[int, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        stop.number = number
-        signal.signal(number, before[number])
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
-    except ValueError:
-        pass  # not the main thread: signals are somebody else's
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _warn(message: str) -> None:
-    import warnings
-
-    warnings.warn(message, stacklevel=4)

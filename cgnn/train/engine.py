@@ -1,0 +1,107 @@
+"""What a training runs on: devices, threads, random numbers, signals."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from cgnn.config import TrainConfig
+from cgnn.errors import ConfigError, MissingPackageError
+
+
+def seed(seed: int, *purpose: object) -> None:
+    """Start torch's random numbers for one purpose."""
+    text = repr((seed, *purpose)).encode()
+    torch.manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1)
+
+
+def is_first_process() -> bool:
+    """Tell whether this process writes the files, also before the engine has connected the processes."""
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return int(next((rank for rank in ranks if rank), 0)) == 0
+
+
+def engine(settings: TrainConfig) -> Any:
+    """Return Lightning Fabric on the devices and with the precision of the settings, launched.
+
+    Raises:
+        ConfigError: CUDA was asked for and there is none.
+    """
+    from lightning.fabric import Fabric
+
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device: 'cuda' was asked for, but torch sees no CUDA device")
+    fabric = Fabric(
+        accelerator=settings.device,
+        devices=settings.devices,
+        num_nodes=settings.nodes,
+        precision=settings.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def tensorboard(folder: Path) -> Any:
+    """Return a TensorBoard writer into a run folder.
+
+    Raises:
+        MissingPackageError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingPackageError('train.tensorboard needs TensorBoard: pip install "cgnn[tensorboard]"') from None
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+@contextmanager
+def reproducible(settings: TrainConfig) -> Iterator[None]:
+    """Set threads, deterministic algorithms and flushing of denormals, for the time of a fit."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+@dataclass
+class Stop:
+    """The signal that asked to stop, 0 for none."""
+
+    number: int = 0
+
+
+@contextmanager
+def deferred_signals() -> Iterator[Stop]:
+    """Note SIGINT and SIGTERM instead of dying from them; a second one acts at once."""
+    stop = Stop()
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stop.number = number
+        signal.signal(number, before[number])
+
+    try:
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+            before[number] = signal.signal(number, note)
+    except ValueError:
+        pass  # not the main thread: signals are somebody else's
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,195 @@
+"""A run: from a data file to a folder with a model, its split, history and scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from cgnn import config as configs
+from cgnn.config import Config
+from cgnn.data.dataset import CrystalDataset, by_edges
+from cgnn.data.records import SetAside
+from cgnn.data.split import Split, split
+from cgnn.data.split import report as split_report
+from cgnn.data.store import prepare
+from cgnn.data.tables import TableWriter, write_set_aside
+from cgnn.errors import CheckpointError, ConfigError, DataError
+from cgnn.files import write_json, write_text
+from cgnn.model import CrystalGNN
+from cgnn.model.network import raw_outputs
+from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE
+from cgnn.train.engine import is_first_process
+from cgnn.train.loop import Fitted, Indices, fit
+from cgnn.train.metrics import Baseline, evaluate
+
+Report = Callable[[dict[str, float]], None]
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or interrupted run, as it lies in its folder.
+
+    Args:
+        folder: Where it lies.
+        config: Its settings.
+        split: The ids of each part.
+        history: A row per epoch.
+        metrics: Part -> target -> scores, physical units; empty until the run has finished.
+        set_aside: Crystals that were not used (only known to the process that trained).
+    """
+
+    folder: Path
+    config: Config
+    split: Split
+    history: list[dict[str, float]]
+    metrics: dict[str, dict[str, dict[str, float]]]
+    set_aside: tuple[SetAside, ...] = ()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Run:
+        """Read a run folder.
+
+        Raises:
+            CheckpointError: The folder holds no run.
+        """
+        folder = Path(folder)
+        if not (folder / "config.yaml").is_file():
+            raise CheckpointError(f"{folder}: no run: there is no config.yaml (expected a folder that train wrote)")
+        return cls(
+            folder=folder,
+            config=configs.load(folder / "config.yaml"),
+            split=Split.load(folder / "split.json"),
+            history=_read_history(folder / "history.jsonl"),
+            metrics=_read_metrics(folder / "metrics.json"),
+        )
+
+    @property
+    def model_file(self) -> Path:
+        """The model of the best epoch."""
+        return self.folder / "best" / MODEL_FILE
+
+
+def train(
+    config: Config,
+    folder: str | Path,
+    resume: bool = False,
+    report: Report | None = None,
+    progress: bool = False,
+) -> Run:
+    """Read crystals, divide them, fit a network, score it, and leave everything in a folder.
+
+    Args:
+        config: All settings.
+        folder: New or empty, unless a run is resumed.
+        resume: Go on with the run in the folder; a finished one is left as it is.
+        report: Called with each epoch's row of the history.
+        progress: Whether to show a progress bar while graphs are built.
+
+    Raises:
+        ConfigError: The folder holds something already, or the settings do not fit.
+        DataError: The data can't be used.
+    """
+    folder = Path(folder)
+    first = is_first_process()
+    if first:
+        _check_folder(folder, resume)
+    if not config.data.path:
+        raise ConfigError("data.path: not set; give the file, for example -o data.path=export.json.gz")
+    dataset = CrystalDataset(prepare(config.data, config.graph, progress), config.targets)
+    for message in dataset.labels.warnings:
+        _warn(message)
+    summaries = dataset.summaries()
+    parts = split(config.data.split, summaries)
+    if first:
+        write_text(folder / "config.yaml", configs.dump(config))
+        parts.save(folder / "split.json")
+        write_json(folder / "split_report.json", split_report(parts, summaries))
+        write_set_aside(folder / "set_aside.csv", dataset.set_aside)
+    indices = {part: dataset.indices(getattr(parts, part)) for part in PARTS}
+    fitted = fit(config, dataset, indices, folder, resume, report)
+    metrics = _score(fitted, dataset, indices, folder) if first else {}
+    return Run(folder, config, parts, fitted.history, metrics, tuple(dataset.set_aside))
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    if resume:
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"{folder}: is not empty and a run is never overwritten; choose another --output, "
+            "remove the folder, or go on with the run in it by --resume"
+        )
+
+
+def has_state(folder: str | Path) -> bool:
+    """Tell whether a folder holds a training state to go on with."""
+    return (Path(folder) / "last" / STATE_FILE).is_file()
+
+
+def _score(fitted: Fitted, dataset: CrystalDataset, indices: Mapping[str, Indices], folder: Path) -> dict[str, Any]:
+    """Score validation and test part with the best model; write metrics and predictions."""
+    targets = fitted.info.config.targets
+    baselines = {name: Baseline.from_dict(value) for name, value in fitted.info.baselines.items()}
+    metrics: dict[str, Any] = {}
+    with TableWriter(folder / "predictions.csv", {t.name: t.unit for t in targets}) as table:
+        for part in ("val", "test"):
+            if not len(indices[part]):
+                continue
+            decoded = _decoded(fitted.model, dataset, indices[part])
+            truth = {target.name: dataset.label(target, indices[part]) for target in targets}
+            metrics[part] = evaluate(targets, truth, decoded, baselines)
+            table.add(_columns(fitted.model, dataset, indices[part], part, decoded))
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def _decoded(model: CrystalGNN, dataset: CrystalDataset, indices: Indices) -> dict[str, NDArray[Any]]:
+    raw = raw_outputs(model, (dataset.batch(part) for part in by_edges(dataset, indices)))
+    return {name: values.numpy() for name, values in model.decode(raw).items()}
+
+
+def _columns(
+    model: CrystalGNN, dataset: CrystalDataset, indices: Indices, part: str, decoded: dict[str, NDArray[Any]]
+) -> dict[str, Any]:
+    """Return a table of a part: id, part, and per target prediction and label."""
+    columns: dict[str, Any] = {
+        "material_id": [dataset.ids[index] for index in indices],
+        "part": [part] * len(indices),
+    }
+    cuts = np.cumsum(dataset.sizes()[0][indices])[:-1]
+    for target in model.targets:
+        values = model.head(target.name).columns(decoded[target.name])
+        values[f"{target.name}_true"] = dataset.label(target, indices)
+        if target.level == "atom":
+            values = {name: np.split(column, cuts) for name, column in values.items()}  # type: ignore[misc]
+        columns |= values
+    return columns
+
+
+def _read_history(path: Path) -> list[dict[str, float]]:
+    if not path.exists():
+        return []
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: could not be read: {error}") from None
+
+
+def _warn(message: str) -> None:
+    import warnings
+
+    warnings.warn(message, stacklevel=3)
