@@ -1,7 +1,8 @@
 """Fitting networks, and everything built around it."""
 
+from cgnn.train.curve import learning_curve
 from cgnn.train.cv import cross_validate
 from cgnn.train.loop import Fitted, fit
 from cgnn.train.run import Run, train
 
-__all__ = ["Fitted", "Run", "cross_validate", "fit", "train"]
+__all__ = ["Fitted", "Run", "cross_validate", "fit", "learning_curve", "train"]

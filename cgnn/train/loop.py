@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -278,10 +278,10 @@ def _in_history(key: str) -> bool:
     return key not in ("n",) and not key.startswith("baseline")
 
 
-def _average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+def _average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
     """Return the update of averaged weights: exponential, with less memory in the first steps."""
 
-    def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], steps: Tensor | int) -> None:
         count = int(steps)
         share = 1 - min(decay, (1 + count) / (10 + count))
         for old, new in zip(averaged, current, strict=True):

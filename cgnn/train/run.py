@@ -143,7 +143,7 @@ def _score(fitted: Fitted, dataset: CrystalDataset, indices: Mapping[str, Indice
         for part in ("val", "test"):
             if not len(indices[part]):
                 continue
-            decoded = _decoded(fitted.model, dataset, indices[part])
+            decoded = predict_part(fitted.model, dataset, indices[part])
             truth = {target.name: dataset.label(target, indices[part]) for target in targets}
             metrics[part] = evaluate(targets, truth, decoded, baselines)
             table.add(_columns(fitted.model, dataset, indices[part], part, decoded))
@@ -151,7 +151,8 @@ def _score(fitted: Fitted, dataset: CrystalDataset, indices: Mapping[str, Indice
     return metrics
 
 
-def _decoded(model: CrystalGNN, dataset: CrystalDataset, indices: Indices) -> dict[str, NDArray[Any]]:
+def predict_part(model: CrystalGNN, dataset: CrystalDataset, indices: Indices) -> dict[str, NDArray[Any]]:
+    """Return decoded predictions of some crystals of a data set by target name."""
     raw = raw_outputs(model, (dataset.batch(part) for part in by_edges(dataset, indices)))
     return {name: values.numpy() for name, values in model.decode(raw).items()}
 
