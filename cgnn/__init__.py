@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from cgnn.config import Config
     from cgnn.predict import Predictions, Predictor
     from cgnn.targets import Target
-    from cgnn.train import Run, train
+    from cgnn.train import Run
 
-__all__ = ["Config", "Predictions", "Predictor", "Run", "Target", "train"]
+__all__ = ["Config", "Predictions", "Predictor", "Run", "Target"]
 
 _HOMES = {
     "Config": "cgnn.config",
@@ -20,7 +20,6 @@ _HOMES = {
     "Predictor": "cgnn.predict",
     "Run": "cgnn.train",
     "Target": "cgnn.targets",
-    "train": "cgnn.train",
 }
 
 

@@ -171,13 +171,9 @@ class Predictor:
                 if len(piece):
                     table.add(piece.table())
                     rows += len(piece)
+            _note(set_aside, path.with_name(f"{path.stem}.set_aside.csv"))
             if not rows:
                 raise DataError(_nothing(set_aside))
-        aside = path.with_name(f"{path.stem}.set_aside.csv")
-        if set_aside:
-            write_set_aside(aside, set_aside)
-        else:
-            aside.unlink(missing_ok=True)  # of an earlier call
         return rows, set_aside, flags
 
     def evaluate(self, items: Iterable[Item]) -> Evaluation:
@@ -292,6 +288,13 @@ def _joined(pieces: Iterator[Predictions], units: Mapping[str, str]) -> Predicti
         flags=[entry for part in full for entry in part.flags],
         set_aside=[entry for part in parts for entry in part.set_aside],
     )
+
+
+def _note(set_aside: Sequence[SetAside], path: Path) -> None:
+    if set_aside:
+        write_set_aside(path, set_aside)
+    else:
+        path.unlink(missing_ok=True)  # of an earlier call
 
 
 def _nothing(set_aside: Sequence[SetAside]) -> str:

@@ -32,8 +32,11 @@ TRANSFORMS: dict[str, Transform] = {
     "none": Transform(lambda y: y, lambda t: t),
     "log10": Transform(np.log10, lambda t: 10.0**t, lower=0.0),
     "log": Transform(np.log, lambda t: np.e**t, lower=0.0),
-    "sqrt": Transform(np.sqrt, lambda t: t * abs(t), lower=-np.finfo(float).tiny),
+    "sqrt": Transform(np.sqrt, lambda t: t * abs(t), lower=-np.nextafter(0.0, 1.0)),
 }
+
+RESERVED = ("material_id", "part", "flags")
+"""Columns that stand beside the targets in tables of predictions."""
 
 
 class Target(BaseModel):
@@ -59,6 +62,8 @@ class Target(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Target:
+        if self.name in RESERVED:
+            raise ValueError(f"the name {self.name!r} is taken by a column of the tables")
         if self.transform not in TRANSFORMS:
             raise ValueError(unknown(self.transform, TRANSFORMS, "transform"))
         if self.task != "regression" and self.transform != "none":
@@ -101,7 +106,7 @@ class Target(BaseModel):
 
     def _encode_class(self, label: Label) -> float:
         if str(label) not in self.classes:
-            raise DataError(f"{label!r} is none of the classes {', '.join(self.classes)}")
+            raise DataError(f"{_shown(label)} is none of the classes {', '.join(self.classes)}")
         return float(self.classes.index(str(label)))
 
     def _encode_binary(self, label: Label) -> float:
@@ -112,13 +117,20 @@ class Target(BaseModel):
         words = {"true": 1.0, "false": 0.0}
         if isinstance(label, str) and label.lower() in words:
             return words[label.lower()]
-        raise DataError(f"{label!r} is neither 0/1 nor true/false")
+        raise DataError(f"{_shown(label)} is neither 0/1 nor true/false")
 
     def _encode_number(self, label: Label) -> float:
         if isinstance(label, bool) or not isinstance(label, int | float):
-            raise DataError(f"{label!r} is not a number")
+            raise DataError(f"{_shown(label)} is not a number")
         if not abs(label) < 1e30:  # also catches nan and integers beyond float64
-            raise DataError(f"{label!r} is not a finite number of a plausible size")
+            raise DataError(f"{_shown(label)} is not a finite number of a plausible size")
         if not label > TRANSFORMS[self.transform].lower:
-            raise DataError(f"{label!r} has no {self.transform}")
+            raise DataError(f"{_shown(label)} has no {self.transform}")
         return float(label)
+
+
+def _shown(label: Any) -> str:
+    """Return a label for a message: one line of bounded length."""
+    if isinstance(label, int) and abs(label) >= 10**40:
+        return "a whole number of more than 40 digits"
+    return repr(label)[:80]

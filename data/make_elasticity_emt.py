@@ -367,9 +367,7 @@ def report(tried: list[Candidate], outcomes: list[dict[str, Any] | str], kept: l
     lines += [f"  {count:5d}  {reason}" for reason, count in reasons.most_common()]
     for name in ("bulk_modulus", "shear_modulus"):
         values = np.array([item[name]["vrh"] for item in kept])
-        lines.append(
-            f"{name}.vrh: {values.min():.1f} to {values.max():.1f} GPa, median {np.median(values):.1f}"
-        )
+        lines.append(f"{name}.vrh: {values.min():.1f} to {values.max():.1f} GPa, median {np.median(values):.1f}")
     left = Counter(item["prototype"] for item in kept)
     counts = Counter(candidate.prototype for candidate in tried)
     lines.append("kept of tried: " + ", ".join(f"{name} {left[name]}/{counts[name]}" for name in PROTOTYPES))
@@ -395,9 +393,7 @@ def run(workers: int) -> tuple[list[dict[str, Any]], str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Make the embedded elasticity data set with ASE's EMT potential."
-    )
+    parser = argparse.ArgumentParser(description="Make the embedded elasticity data set with ASE's EMT potential.")
     beside = Path(__file__).with_name("elasticity-emt.json.gz")
     parser.add_argument("--output", type=Path, default=beside, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=1, help="processes, default: %(default)s")

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from pymatgen.core import Lattice, Structure
 
-from cgnn import Predictor, config, plots, train
+from cgnn import Predictor, config, plots
 from cgnn.data.dataset import CrystalDataset
 from cgnn.data.store import prepare
-from cgnn.train import Run, learning_curve
+from cgnn.train import Run, learning_curve, train
 from cgnn.train.metrics import learned_unit, to_text
 
 ROOT = Path(__file__).parents[1]

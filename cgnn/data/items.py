@@ -66,11 +66,12 @@ def make_item(document: Any, source: str, columns: Columns, fallback: str = "", 
     """
     name = ""
     try:
+        name = check_id(material_id) if material_id else ""
         if isinstance(document, CrystalError):
             raise document
         if not isinstance(document, Mapping):
             raise CrystalError("bad_record", f"expected a document with keys, got {type(document).__name__}")
-        name = check_id(material_id) if material_id else read_id(document, columns, fallback)
+        name = name or read_id(document, columns, fallback)
         structure = read_crystal(document, columns)
         values = read_values(document, columns, len(structure))
     except CrystalError as error:

@@ -6,10 +6,11 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 from cgnn.data.streams import CHUNK, READ_ERRORS, RECORD_BYTES, cut_off, read_up_to, too_large
-from cgnn.errors import CrystalError
+from cgnn.errors import CrystalError, DataError
 
 
 def parse_json(text: str) -> Any:
@@ -26,23 +27,26 @@ def parse_json(text: str) -> Any:
         raise _bad_value(error) from None
 
 
-def documents(handle: IO[bytes]) -> Iterator[tuple[int, Any]]:
+def documents(handle: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
     """Yield the numbered documents of a JSON file without holding more than one.
 
-    The file holds a list of documents, one document, a mapping of ids to documents, or an object
-    with a list under ``data`` (rows of pandas' ``split`` form are joined with their ``columns``). A broken
-    document is given as its `CrystalError`, and the next one is looked for.
+    The file holds a list of documents, one document, documents one after another, a mapping of ids to documents,
+    or an object with a list under ``data`` (rows of pandas' ``split`` form are joined with their ``columns``). A
+    broken document is given as its `CrystalError`, and the next one is looked for.
+
+    Raises:
+        DataError: The file is no JSON.
     """
     text = _Text(handle)
     try:
-        opening = text.peek()
-        if opening not in "[{":
-            raise CrystalError("bad_json", "a JSON file of crystals starts with '[' or '{'")
-        yield from text.elements() if opening == "[" else _members(text)
-        if not text.is_lost and text.peek():
-            raise CrystalError(
-                "bad_json", "there is more after the end of the JSON value (is it JSON Lines? use format 'jsonl')"
-            )
+        if text.peek() not in "[{":
+            raise DataError(f"{path}: not JSON; a JSON file of crystals starts with '[' or '{{'")
+        if text.peek() == "[":
+            yield from text.elements()
+        while text.peek() == "{" and not text.is_lost:
+            yield from _members(text)
+        if text.peek() and not text.is_lost:
+            raise CrystalError("bad_json", "there is something else after the end of the JSON value")
     except CrystalError as error:
         yield text.row + 1, error
 
@@ -67,8 +71,8 @@ def _members(text: _Text) -> Iterator[tuple[int, Any]]:
             text.row += 1
             yield text.row, _named(key, value)
     if is_whole:
-        text.row = 1
-        yield 1, whole
+        text.row += 1
+        yield text.row, whole
 
 
 def _named(key: str, value: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _BATCH = 256
 def read_json(path: Path, id_column: str | None, structure_column: str | None) -> Stream:
     """Read a JSON export: a list of documents as mp-api and monty dump them."""
     with streams.opened(path) as handle:
-        yield from _items(documents(handle), path, Columns(id_column, structure_column))
+        yield from _items(documents(handle, path), path, Columns(id_column, structure_column))
 
 
 def read_jsonl(path: Path, id_column: str | None, structure_column: str | None) -> Stream:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cgnn.config import DataConfig, GraphConfig
 from cgnn.data.records import Item, Record, SetAside, Stream, Value, read, without_duplicates
 from cgnn.errors import CrystalError, DataError
-from cgnn.files import replacing
+from cgnn.files import replacing, writing
 from cgnn.graph.build import GraphBuilder, fingerprint
 from cgnn.graph.fields import FIELDS, Arrays
 
@@ -56,7 +56,7 @@ class GraphStore:
         self.path = Path(path)
         header, start = _read_header(self.path)
         self._metadata: dict[str, str] = header.pop("__metadata__", {})
-        if self._metadata.get("format") != FORMAT:
+        if not isinstance(self._metadata, dict) or self._metadata.get("format") != FORMAT:
             raise DataError(f"{path}: not a file of prepared graphs of this version ({FORMAT})")
         self.arrays = _map_arrays(self.path, header, start)
         if verify and _checksum(self.arrays, self._metadata) != self._metadata.get("checksum"):
@@ -104,20 +104,22 @@ class StoreWriter:
         self._set_aside: list[SetAside] = []
 
     def __enter__(self) -> StoreWriter:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix=f".{self._path.name}.", dir=self._path.parent))
-        self._parts: dict[str, BinaryIO] = {
-            name: open(self._folder / name, "wb")  # noqa: SIM115 - closed in __exit__
-            for name in _ENTRIES
-        }
+        with writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix=f".{self._path.name[:100]}.", dir=self._path.parent))
+            self._parts: dict[str, BinaryIO] = {
+                name: open(self._folder / name, "wb")  # noqa: SIM115 - closed in __exit__
+                for name in _ENTRIES
+            }
         for level in self._counts:
             self._append(f"{level}_ptr", np.zeros(1))
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
         try:
-            for part in self._parts.values():
-                part.close()
+            with writing(self._path):
+                for part in self._parts.values():
+                    part.close()
             if kind is None:
                 self._assemble()
         finally:
@@ -140,7 +142,8 @@ class StoreWriter:
 
     def _append(self, name: str, values: NDArray[Any]) -> None:
         self._lengths[name] += len(values)
-        self._parts[name].write(np.ascontiguousarray(values, dtype=_ENTRIES[name][0]).tobytes())
+        with writing(self._path):
+            self._parts[name].write(np.ascontiguousarray(values, dtype=_ENTRIES[name][0]).tobytes())
 
     def _assemble(self) -> None:
         header: dict[str, Any] = {}
@@ -179,7 +182,10 @@ def prepare(data: DataConfig, graph: GraphConfig, progress: bool = False) -> Gra
     path = cache_folder(data) / f"{key}.safetensors"
     if path.exists():
         try:
-            return GraphStore(path)
+            store = GraphStore(path)
+            if store.key == key:
+                return store
+            raise DataError(f"{path}: holds the graphs of something else")
         except DataError as error:
             _warn(f"{error}; it is built again")
     stream = without_duplicates(read(data.path, data.format, data.id_column, data.structure_column))
@@ -232,16 +238,17 @@ def store_key(data: DataConfig, graph: GraphConfig) -> str:
 
 
 def content_key(path: str | Path) -> str:
-    """Return the SHA-256 of a file's name and content, or of all files of a folder.
+    """Return the SHA-256 of a file's name and content, or of all files below a folder.
 
     The names belong to it because ids may come from them.
     """
     path = Path(path)
     digest = hashlib.sha256()
     try:
-        files = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
+        files = sorted(entry for entry in path.rglob("*") if entry.is_file()) if path.is_dir() else [path]
         for file in files:
-            digest.update(f"{file.name}\n{file.stat().st_size}\n".encode())
+            name = str(file.relative_to(path)) if path.is_dir() else file.name
+            digest.update(f"{name}\n{file.stat().st_size}\n".encode("utf-8", "surrogateescape"))
             with open(file, "rb") as handle:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())
     except OSError as error:

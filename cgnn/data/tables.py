@@ -42,11 +42,9 @@ class TableWriter:
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
-        if self._sink is not None:
-            self._sink.close()
-        elif error[0] is None:
+        if self._sink is None and error[0] is None:
             self._temporary.touch()
-        done = self._stack.__exit__(*error)
+        done = self._stack.__exit__(*error)  # closes the sink, then puts the file in its place
         if error[0] is None and self.path.suffix == ".csv" and self.units:
             write_json(self.path.with_name(f"{self.path.name}.units.json"), self.units)
         return done
@@ -60,7 +58,8 @@ class TableWriter:
 
     def _add_csv(self, columns: Mapping[str, Sequence[Any]]) -> None:
         if self._sink is None:
-            self._sink = open(self._temporary, "w", encoding="utf-8", newline="")  # noqa: SIM115
+            handle = open(self._temporary, "w", encoding="utf-8", newline="")  # noqa: SIM115
+            self._sink = self._stack.enter_context(handle)
             self._writer = csv.writer(self._sink, lineterminator="\n")
             self._writer.writerow(columns)
         self._writer.writerows([_text(value) for value in row] for row in zip(*columns.values(), strict=True))
@@ -74,7 +73,7 @@ class TableWriter:
             schema = pa.schema(
                 [field.with_metadata({"unit": self.units.get(field.name, "")}) for field in table.schema]
             )
-            self._sink = pq.ParquetWriter(self._temporary, schema)
+            self._sink = self._stack.enter_context(pq.ParquetWriter(self._temporary, schema))
         self._sink.write_table(table.cast(self._sink.schema))
 
 

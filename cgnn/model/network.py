@@ -90,7 +90,8 @@ class CrystalGNN(nn.Module):
         )
         self.pool = choose(POOLINGS, config.pooling, "pooling")(config.width)
         self.heads = nn.ModuleDict(
-            {target.name: choose(HEADS, target.task, "task")(target, config) for target in targets}
+            # keyed by field: a module can't hold one called "type" or "values"
+            {target.field: choose(HEADS, target.task, "task")(target, config) for target in targets}
         )
 
     def atom_features(self, graph: Any) -> Tensor:
@@ -116,12 +117,12 @@ class CrystalGNN(nn.Module):
         h = self.atom_features(graph)
         pooled = self.pool(h, graph.batch, graph.num_graphs)
         return {
-            target.name: self.heads[target.name](pooled if target.level == "crystal" else h) for target in self.targets
+            target.name: self.heads[target.field](pooled if target.level == "crystal" else h) for target in self.targets
         }
 
     def head(self, name: str) -> Head:
         """Return the head of a target."""
-        head = self.heads[name]
+        head = self.heads[f"y_{name}"]
         assert isinstance(head, Head)
         return head
 

@@ -86,24 +86,25 @@ def load_model(path: str | Path) -> tuple[CrystalGNN, ModelInfo]:
             summary=dict(content["summary"]),
             versions=dict(content["versions"]),
         )
-        model = CrystalGNN(info.config.model, info.config.targets)
-        model.to(_float_type(tensors))
-        model.load_state_dict(tensors)
+        with torch.device("meta"):  # takes no memory, whatever sizes the file asks for
+            model = CrystalGNN(info.config.model, info.config.targets)
+        model.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise CheckpointError(f"{path}: not a model this version can read: {error}") from None
+    odd = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+    if odd is not None:
+        raise CheckpointError(f"{path}: {odd} holds numbers that are not finite")
     return model.eval(), info
-
-
-def _float_type(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    return next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
 
 
 def _upgraded(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
     if content.get("kind") != "model":
         raise CheckpointError(f"{path}: holds a {content.get('kind')!r}, expected a model")
     version = content.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise CheckpointError(f"{path}: model format {version}, this cgnn reads up to {VERSION}; install a newer cgnn")
+    if not isinstance(version, int) or not (version == VERSION or version in UPGRADES):
+        raise CheckpointError(
+            f"{path}: model format {version}, this cgnn reads up to {VERSION}; install the cgnn it was made with"
+        )
     while version < VERSION:
         content = UPGRADES[version](content)
         version += 1

@@ -11,7 +11,7 @@ import numpy as np
 from cgnn.config import Config, build
 from cgnn.errors import CheckpointError
 from cgnn.files import write_json
-from cgnn.train.run import Report, Run, has_state, train
+from cgnn.train.run import Report, Run, train
 
 
 def cross_validate(
@@ -57,7 +57,7 @@ def _fold(
         if run.config != settings:
             raise CheckpointError(f"{place}: was made with other settings; choose another --output")
         return run
-    return train(settings, place, resume and has_state(place), report(fold) if report else None)
+    return train(settings, place, resume and place.exists(), report(fold) if report else None)
 
 
 def _summary(runs: list[Run]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -112,6 +112,9 @@ class _Session:
         self.ema = self._averaged() if self.settings.ema else None
         modules: dict[str, nn.Module] = {"model": self.model} | ({"ema": self.ema} if self.ema is not None else {})
         self.state = State(modules, self.optimizer, config, data_key(dataset, parts))
+        self.baselines = {
+            target.name: Baseline.fit(target, dataset.label(target, parts["train"])) for target in config.targets
+        }
         self.logger = tensorboard(folder) if self.settings.tensorboard else None
 
     def _averaged(self) -> AveragedModel:
@@ -154,10 +157,10 @@ class _Session:
         loss = self.model.loss(self.wrapped(batch), batch, self.settings.loss)
         self._check(loss, indices, "loss")
         self.fabric.backward(loss)
-        if self.settings.clip:
-            norm = self.fabric.clip_gradients(
-                self.wrapped, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False
-            )
+        norm = self.fabric.clip_gradients(
+            self.wrapped, self.optimizer, max_norm=self.settings.clip or math.inf, error_if_nonfinite=False
+        )
+        if self.settings.precision != "16-mixed":  # there the scaler of the loss steps over what overflows
             self._check(norm, indices, "gradient")
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -220,17 +223,11 @@ class _Session:
         labels = {target.name: self.dataset.label(target, indices) for target in self.config.targets}
         score = model.loss(raw, _LabelView(labels, raw), self.settings.loss)
         predicted = {name: value.cpu().numpy() for name, value in model.decode(raw).items()}
-        metrics = evaluate(self.config.targets, labels, predicted, self._baselines())
+        metrics = evaluate(self.config.targets, labels, predicted, self.baselines)
         row = {"val_score": float(score)}
         for name, scores in metrics.items():
             row |= {f"val_{name}_{key}": float(v) for key, v in scores.items() if _in_history(key)}
         return row
-
-    def _baselines(self) -> dict[str, Baseline]:
-        return {
-            target.name: Baseline.fit(target, self.dataset.label(target, self.parts["train"]))
-            for target in self.config.targets
-        }
 
     def _info(self, row: dict[str, float]) -> ModelInfo:
         summary: dict[str, Any] = {key: value for key, value in row.items() if key != "seconds"}
@@ -239,7 +236,7 @@ class _Session:
         return ModelInfo(
             config=self.config,
             elements=tuple(sorted(self.dataset.elements(self.parts["train"]))),
-            baselines={name: baseline.to_dict() for name, baseline in self._baselines().items()},
+            baselines={name: baseline.to_dict() for name, baseline in self.baselines.items()},
             summary=summary,
         )
 

@@ -99,8 +99,11 @@ def train(
     """
     folder = Path(folder)
     first = is_first_process()
+    is_begun = resume and has_state(folder)
     if first:
         _check_folder(folder, resume)
+        if resume and not is_begun:
+            _warn(f"{folder}: holds no training state yet; training starts from the beginning")
     if not config.data.path:
         raise ConfigError("data.path: not set; give the file, for example -o data.path=export.json.gz")
     dataset = CrystalDataset(prepare(config.data, config.graph, progress), config.targets)
@@ -108,7 +111,7 @@ def train(
         _warn(message)
     summaries = dataset.summaries()
     parts = split(config.data.split, summaries)
-    if first:
+    if first and not is_begun:  # a run that can't be resumed with these settings keeps its own
         write_text(folder / "config.yaml", configs.dump(config))
         parts.save(folder / "split.json")
         write_json(folder / "split_report.json", split_report(parts, summaries))

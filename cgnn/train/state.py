@@ -19,6 +19,9 @@ from cgnn.errors import CheckpointError, ConfigError
 from cgnn.files import write_bytes
 from cgnn.train.checkpoint import STATE_FILE, read_tensors, write_tensors
 
+VERSION = 1
+"""Version of the state file; a state of another version is not taken up."""
+
 
 @dataclass
 class Progress:
@@ -62,13 +65,15 @@ class State:
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in entries.items()}
         content = {
             "kind": "state",
+            "version": VERSION,
             "config": self.config.model_dump(mode="json"),
             "data": self.data,
             "threads": torch.get_num_threads(),
             "progress": vars(progress),
         }
-        write_tensors(folder / "last" / STATE_FILE, tensors, content)
+        # The state last: killed between the two, a resumed run writes the history again.
         write_bytes(folder / "history.jsonl", b"".join(orjson.dumps(row) + b"\n" for row in progress.history))
+        write_tensors(folder / "last" / STATE_FILE, tensors, content)
 
     def restore(self, folder: Path) -> Progress:
         """Take up ``last/`` and return where training stood; without one it starts anew.
@@ -82,6 +87,8 @@ class State:
         if not path.exists():
             return Progress()
         tensors, content = read_tensors(path)
+        if (content.get("kind"), content.get("version")) != ("state", VERSION):
+            raise CheckpointError(f"{path}: no training state of this version ({VERSION}) of cgnn")
         self._check_same(content, path)
         for prefix, module in self.modules.items():
             module.load_state_dict(_below(tensors, f"{prefix}."))

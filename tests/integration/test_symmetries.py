@@ -1,12 +1,15 @@
 """Predictions are the same in every description of a crystal (PROMISES.md, D3).
 
-The network is randomly initialised, its running statistics are filled from real crystals, and all settings are
-the defaults; the property is untrained moduli in GPa behind a log10, so a relative difference is one of GPa.
+The network is randomly initialised, its running statistics are filled from the crystals themselves, and its settings
+are the defaults. It predicts moduli in GPa behind a log10, and a relative difference is one of GPa. The ``cgcnn`` graphs
+are exempt, and shown to fail.
 """
 
 import copy
+import functools
 import gzip
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,20 +26,24 @@ from pymatgen.io.cif import CifWriter
 from cgnn.config import GraphConfig, ModelConfig
 from cgnn.data.dataset import collate
 from cgnn.data.structures import structure_from_text
-from cgnn.graph import NEIGHBORS, GraphBuilder
+from cgnn.graph import GraphBuilder
 from cgnn.model import CrystalGNN
 from cgnn.targets import Target
 
 Change = Callable[[Atoms, np.random.Generator], Atoms]
 
-SETTINGS = {
+# An untrained network changes by up to about 10 of its predictions per Å that an atom moves: with movements of
+# 1e-8 Å (jitter, digits of a CIF, averages in spglib) 1e-6 is the sharpest fair bound in float64.
+PERTURBED = {torch.float32: 1e-5, torch.float64: 1e-6}
+EXACTLY = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+STRATEGIES = {
     "nearest": GraphConfig(),
     "shells": GraphConfig(neighbors="shells"),
     "radius": GraphConfig(neighbors="radius", cutoff=5.0),
     "cgcnn": GraphConfig(neighbors="cgcnn"),
 }
-INVARIANT = [name for name in SETTINGS if name != "cgcnn"]
-DTYPES = {torch.float32: 1e-5, torch.float64: 1e-10}
+INVARIANT = [name for name in STRATEGIES if name != "cgcnn"]
 
 
 def crystal(document: dict[str, Any]) -> Atoms:
@@ -49,7 +56,7 @@ def crystal(document: dict[str, Any]) -> Atoms:
     )
 
 
-# Changes of the description. What they do to the distances is rounding alone.
+# Changes of the description alone: all they do to the distances is rounding.
 
 
 def rotated(atoms: Atoms, rng: np.random.Generator) -> Atoms:
@@ -161,7 +168,11 @@ def primitive(atoms: Atoms, rng: np.random.Generator) -> Atoms:
 
 
 def through_cif(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    """Written by pymatgen with 10 digits (lengths, angles, fractions), read by our reader."""
+    """Written by pymatgen with 10 decimals (lengths, angles, fractions), read by our reader.
+
+    Rotated first, since crystals that come from CIF files survive without any rounding.
+    """
+    atoms = rotated(atoms, rng)
     text = str(CifWriter(AseAtomsAdaptor.get_structure(atoms), significant_figures=10))
     return AseAtomsAdaptor.get_atoms(structure_from_text(text))
 
@@ -172,76 +183,158 @@ def jittered(atoms: Atoms, rng: np.random.Generator) -> Atoms:
     return moved
 
 
-PERTURBING: dict[str, tuple[Change, float]] = {
-    "primitive cell": (primitive, 1e-6),
-    "CIF": (through_cif, 1e-6),
-    "1e-8 Å jitter": (jittered, 1e-6),
+PERTURBING: dict[str, Change] = {"primitive cell": primitive, "CIF": through_cif, "1e-8 Å jitter": jittered}
+CHANGES = EXACT | PERTURBING
+
+
+@pytest.fixture(autouse=True)
+def _spglib_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise every call of spglib 2.7 warns that it does not raise."""
+    monkeypatch.setenv("SPGLIB_OLD_ERROR_HANDLING", "0")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Crystals and the neighbour that sets an atom's cutoff.
+
+    The embedded crystals are close-packed, so that the twelfth neighbour closes a shell and the eighth cuts one; in
+    the real ones it is the twelfth that cuts.
+    """
+
+    source: str
+    k: int
+    crystals: int
+    ties: int
+    """At least so many have an atom whose k-th and next neighbour are equally distant."""
+
+
+CASES = {
+    "embedded": Case("embedded", 12, crystals=40, ties=0),
+    "embedded-k8": Case("embedded", 8, crystals=40, ties=30),
+    "real": Case("real", 12, crystals=200, ties=100),
 }
 
 
-@pytest.fixture(scope="module")
-def crystals(request, real_or_embedded) -> list[Atoms]:
-    if real_or_embedded == "embedded":
-        documents = request.getfixturevalue("embedded_documents")
-        return [crystal(document) for document in documents[:: len(documents) // 40][:40]]
-    path = request.getfixturevalue("real_data") / "elasticity.json.gz"
-    documents = orjson.loads(gzip.decompress(path.read_bytes()))
-    return [crystal(document) for document in documents if document["nsites"] <= 8][::13][:240]
-
-
-@pytest.fixture(scope="module", params=["embedded", "real"])
-def real_or_embedded(request) -> str:
-    return request.param
-
-
 class Predictor:
-    """One random network in both precisions; its running statistics come from the crystals themselves."""
+    """One random network in both precisions; its running statistics come from the crystals."""
 
     def __init__(self, crystals: list[Atoms], settings: GraphConfig) -> None:
         self.builder = GraphBuilder(settings)
-        target = Target(name="modulus", transform="log10", unit="GPa")
         with torch.random.fork_rng():
             torch.manual_seed(20261121)
-            network = CrystalGNN(ModelConfig(), [target])
+            network = CrystalGNN(ModelConfig(), [Target(name="modulus", transform="log10", unit="GPa")])
         network.head("modulus").fit_scaling(np.array([30.0, 100.0, 300.0]))
         graphs = [self.builder.arrays(atoms) for atoms in crystals]
         with torch.no_grad():
-            for _ in range(3):
-                for start in range(0, len(graphs), 10):
-                    network.train()(collate(graphs[start : start + 10]))
-        self.networks = {dtype: copy.deepcopy(network).to(dtype).eval() for dtype in DTYPES}
+            for start in 3 * list(range(0, len(graphs), 10)):
+                network.train()(collate(graphs[start : start + 10]))
+        self.networks = {dtype: copy.deepcopy(network).to(dtype).eval() for dtype in EXACTLY}
         self.before = self(crystals)
 
-    def __call__(self, crystals: list[Atoms]) -> dict[torch.dtype, np.ndarray]:
-        return self.predict([self.builder.arrays(atoms) for atoms in crystals])
-
     @torch.no_grad()
-    def predict(self, graphs: list[dict[str, np.ndarray]]) -> dict[torch.dtype, np.ndarray]:
+    def __call__(self, crystals: list[Atoms]) -> dict[torch.dtype, np.ndarray]:
+        """Return moduli (GPa) by precision."""
+        graphs = [self.builder.arrays(atoms) for atoms in crystals]
         batches = [collate(graphs[start : start + 40]) for start in range(0, len(graphs), 40)]
         return {
             dtype: np.concatenate([network.decode(network(batch))["modulus"].numpy() for batch in batches])
             for dtype, network in self.networks.items()
         }
 
+    def differences(self, crystals: list[Atoms]) -> dict[torch.dtype, float]:
+        """Return the largest relative difference from the crystals as they were."""
+        return {dtype: np.abs(after / self.before[dtype] - 1).max() for dtype, after in self(crystals).items()}
+
+
+@pytest.fixture(autouse=True)
+def _spglib_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise every call of spglib 2.8 warns that it does not raise."""
+    monkeypatch.setenv("SPGLIB_OLD_ERROR_HANDLING", "0")
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
 
 @pytest.fixture(scope="module")
-def predictors(crystals) -> dict[str, Predictor]:
-    return {name: Predictor(crystals, settings) for name, settings in SETTINGS.items()}
+def crystals(request: pytest.FixtureRequest, case: Case) -> list[Atoms]:
+    if case.source == "embedded":
+        documents = request.getfixturevalue("embedded_documents")
+        return [crystal(document) for document in documents[:: len(documents) // 40][:40]]
+    path = request.getfixturevalue("real_data") / "elasticity.json.gz"
+    documents = orjson.loads(gzip.decompress(path.read_bytes()))
+    return [crystal(document) for document in documents if document["nsites"] <= 8][::15]
 
 
-def test_changes(predictors, crystals, rng):
-    import time
-    from collections import defaultdict
-    for name, change in (EXACT | {k: v[0] for k, v in PERTURBING.items()}).items():
-        t=time.time()
-        changed = [change(atoms, rng) for atoms in crystals]
-        t1=time.time()-t
-        out=[]
-        for s, p in predictors.items():
-            t=time.time()
-            after = p(changed)
-            for dt in DTYPES:
-                out.append(f"{np.abs(after[dt]/p.before[dt]-1).max():.1e}/{np.abs(np.log10(after[dt]/p.before[dt])).max()/np.log10(p.before[dt]).std():.1e}")
-            out.append(f"{time.time()-t:.1f}s")
-        print(f"{name:18s} {t1:.1f}s", *out)
-    print({s:(p.before[torch.float64].mean(), p.before[torch.float64].std()) for s,p in predictors.items()})
+@pytest.fixture(scope="module")
+def predictors(crystals: list[Atoms], case: Case) -> dict[str, Predictor]:
+    settings = {name: settings.model_copy(update={"k": case.k}) for name, settings in STRATEGIES.items()}
+    return {name: Predictor(crystals, setting) for name, setting in settings.items()}
+
+
+@pytest.fixture(scope="module")
+def changed(crystals: list[Atoms]) -> Callable[[str, np.random.Generator], list[Atoms]]:
+    @functools.cache
+    def change(name: str, seed: int) -> list[Atoms]:
+        generator = np.random.default_rng(seed)
+        return [CHANGES[name](atoms, generator) for atoms in crystals]
+
+    return lambda name, rng: change(name, int(rng.integers(2**32)))
+
+
+def test_enough_crystals_and_ties(crystals, case):
+    far = GraphBuilder(GraphConfig(neighbors="cgcnn", k=case.k + 1))
+    ties = 0
+    for atoms in crystals:
+        distance = np.sort(far(atoms).edge_vectors().norm(dim=1).numpy().reshape(len(atoms), case.k + 1))
+        ties += bool((distance[:, -1] - distance[:, -2] < 1e-7).any())
+    assert len(crystals) >= case.crystals
+    assert ties >= case.ties
+
+
+def test_predictions_are_different_for_different_crystals(predictors):
+    for predictor in predictors.values():
+        for values in predictor.before.values():
+            assert np.isfinite(values).all()
+            assert np.log10(values).std() > 0.001
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("strategy", INVARIANT)
+def test_predictions_do_not_depend_on_the_description(strategy, name, predictors, changed, rng):
+    bounds = EXACTLY if name in EXACT else PERTURBED
+    for dtype, difference in predictors[strategy].differences(changed(name, rng)).items():
+        print(f"@ {strategy} {name} {dtype} {difference:.1e}")
+        assert difference <= bounds[dtype], dtype
+
+
+def test_cells_do_change(crystals, changed, rng):
+    def sizes(name: str) -> np.ndarray:
+        return np.array([len(atoms) for atoms in changed(name, rng)])
+
+    before = np.array([len(atoms) for atoms in crystals])
+    assert np.mean(sizes("conventional cell") > before) > 0.2
+    assert np.mean(sizes("primitive cell") == before) > 0.9
+    assert (sizes("primitive cell") <= before).all()
+
+
+@pytest.mark.xfail(
+    strict=True, reason="cgnn.data.cif lets pymatgen round 0.66665 to 2/3 in files of any number of digits"
+)
+def test_a_cif_with_ten_digits_keeps_atoms_near_thirds():
+    # Rigid translations of a crystal bring one coordinate in a few hundred into this range, which moves atoms by up
+    # to 1e-4 of the cell against each other; ZrV2 (mp-258) so moved is predicted 1.4e-5 differently.
+    atoms = Atoms("ZrV", scaled_positions=[(0.1, 0.2, 0.3), (0.66665, 0.7, 0.8)], cell=[4, 4, 4], pbc=True)
+    text = str(CifWriter(AseAtomsAdaptor.get_structure(atoms), significant_figures=10))
+    moved = structure_from_text(text).frac_coords - atoms.get_scaled_positions()
+    assert np.abs(moved).max() < 1e-9
+
+
+@pytest.mark.parametrize("name", ["rotation", "2x1x1", "1e-8 Å jitter"])
+def test_the_plain_twelve_do_depend_on_it(name, case, predictors, changed, rng):
+    """Otherwise this battery could not fail."""
+    if not case.ties:
+        pytest.skip("no shell is cut in these crystals")
+    for dtype, difference in predictors["cgcnn"].differences(changed(name, rng)).items():
+        assert difference > 10 * EXACTLY[torch.float32], dtype
