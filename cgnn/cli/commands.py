@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgnn.cli.voice import Epochs, LogFile, counted, epoch_line, say, show_warning, write_traceback
-from cgnn.errors import CgnnError, Stopped
+from cgnn.cli.voice import Epochs, LogFile, counted, epoch_line, own_signals, own_warnings, say, show, write_traceback
+from cgnn.errors import CgnnError, ConfigError, DataError, Stopped
 
 if TYPE_CHECKING:
     from cgnn.config import Config
-    from cgnn.data.records import SetAside
+    from cgnn.data.records import Item, SetAside
 
-app = typer.Typer(
-    name="cgnn",
-    help="Predict properties of crystals with graph neural networks.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(name="cgnn", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 DONE, FAILED, BAD_REQUEST, SOME_SET_ASIDE = 0, 1, 2, 3
+_LISTED = 5
+"""So many crystals or flags are shown one by one; the files hold all."""
+_UsageError: Any = typer.BadParameter.__base__  # of click, which typer carries under changing names
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from cgnn import __version__
+
+        show(f"cgnn {__version__}")
+        raise typer.Exit(DONE)
+
 
 ConfigPath = Annotated[Path, typer.Argument(help="Settings (YAML).")]
+ModelPath = Annotated[Path, typer.Argument(help="Run folder or model file.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="Change one setting.")
 ]
 Output = Annotated[Path, typer.Option("--output", help="Where the results go.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+TrainDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail if any crystal is set aside.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.")]
 Format = Annotated[str, typer.Option(help="Format of the input; found from its name by default.")]
+IdColumn = Annotated[str | None, typer.Option("--id-column", help="Column of the ids.")]
+StructureColumn = Annotated[str | None, typer.Option("--structure-column", help="Column of the crystals.")]
+Version = Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")]
+
+
+@app.callback()
+def _cgnn(version: Version = False) -> None:
+    """Predict properties of crystals with graph neural networks."""
 
 
 @app.command()
@@ -46,18 +60,21 @@ def train(
     override: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
     seed: Seed = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    device: TrainDevice = None,
     strict: Strict = False,
 ) -> None:
     """Train a model and leave it in a run folder."""
     settings = _settings(config, override, {"train.seed": seed, "train.device": device}, output, resume)
     from cgnn.train import train as train_run
 
-    with Epochs(settings.train.epochs) as report, LogFile(output):
+    with LogFile(output), Epochs(settings.train.epochs) as report:
+        say(f"data: {settings.data.path or 'not given'}, up to {settings.train.epochs} epochs")
+        if strict:
+            _check_all_usable(settings, output)
         run = train_run(settings, output, resume=resume, report=report, progress=sys.stderr.isatty())
-    _print_metrics(run.metrics, settings)
-    say(f"model: {run.model_file}")
-    _finish(run.set_aside, output / "set_aside.csv", strict)
+        _print_metrics(run.metrics, settings)
+        say(f"model: {run.model_file}")
+        _finish(_size(run.split), run.set_aside, output / "set_aside.csv")
 
 
 @app.command()
@@ -68,72 +85,80 @@ def cv(
     override: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the folds that are finished.")] = False,
     seed: Seed = None,
+    device: TrainDevice = None,
+    strict: Strict = False,
 ) -> None:
     """Train and test on k folds; print mean and spread."""
-    settings = _settings(config, override, {"train.seed": seed}, output, False)
-    from cgnn.train import cross_validate
+    settings = _settings(config, override, {"train.seed": seed, "train.device": device}, output, False)
+    from cgnn.cli.report import cv_text, read_set_aside
+    from cgnn.train import Run, cross_validate
 
-    def report(fold: int) -> Callable[[dict[str, float]], None]:
-        return lambda row: say(f"fold {fold + 1}/{folds}  {epoch_line(row, settings.train.epochs)}")
-
-    result = cross_validate(settings, output, folds, resume, report)
-    for name, scores in result.items():
-        for key, value in scores.items():
-            typer.echo(f"{name:<24} {key:<20} {value['mean']:>10.4g} ± {value['std']:.2g}")
+    if strict:
+        _check_all_usable(settings, output)
+    result = cross_validate(settings, output, folds, resume, _fold_reports(folds, settings.train.epochs))
+    show(cv_text(result, settings.targets))
+    say(f"all folds: {output / 'cv.json'}")
+    aside = output / "fold-0" / "set_aside.csv"
+    _finish(_size(Run.load(aside.parent).split), read_set_aside(aside), aside)
 
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Run folder or model file.")],
+    model: ModelPath,
     data: Annotated[Path, typer.Argument(help="Crystals with labels.")],
     output: Annotated[Path | None, typer.Option("--output", help="Folder for the results.")] = None,
     device: Device = "auto",
     format: Format = "auto",
+    id_column: IdColumn = None,
+    structure_column: StructureColumn = None,
     strict: Strict = False,
 ) -> None:
     """Score a model on crystals with labels: metrics.json, predictions.csv, parity plots."""
+    output = output or (model if model.is_dir() else model.parent) / f"evaluation-{data.name.split('.')[0]}"
+    _check_is_no_run(output)
     from cgnn.cli.report import write_evaluation
-    from cgnn.data.records import read, without_duplicates
     from cgnn.predict import Predictor
 
     predictor = Predictor.load(model, device)
-    result = predictor.evaluate(counted(without_duplicates(read(data, format))))
-    output = output or (model if model.is_dir() else model.parent) / f"evaluation-{data.name.split('.')[0]}"
+    result = predictor.evaluate(_crystals(data, format, id_column, structure_column))
     write_evaluation(result, predictor, output)
     _print_metrics({"": result.metrics}, predictor.info.config)
+    _say_flags(result.predictions.flags)
     say(f"results: {output}")
-    _finish(result.predictions.set_aside, output / "set_aside.csv", strict)
+    _finish(len(result.predictions), result.predictions.set_aside, output / "set_aside.csv", strict)
 
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="Run folder or model file.")],
+    model: ModelPath,
     data: Annotated[Path, typer.Argument(help="Crystals: a file or a folder.")],
     output: Output = Path("predictions.csv"),
     device: Device = "auto",
     format: Format = "auto",
+    id_column: IdColumn = None,
+    structure_column: StructureColumn = None,
     strict: Strict = False,
 ) -> None:
     """Predict crystals into a CSV or Parquet table, one row per crystal, physical units."""
-    from cgnn.data.records import read, without_duplicates
+    if output.resolve() == data.resolve():
+        raise DataError(f"{output}: is the input and would be replaced; choose another --output")
     from cgnn.predict import Predictor
 
     predictor = Predictor.load(model, device)
-    items = counted(without_duplicates(read(data, format)))
+    items = _crystals(data, format, id_column, structure_column)
     rows, set_aside, flags = predictor.write(items, output)
-    for flag, count in flags.items():
-        say(f"warning: {count} crystals: {flag}")
-    say(f"{rows} crystals predicted: {output}")
-    _finish(set_aside, output.with_name(f"{output.stem}.set_aside.csv"), strict)
+    _say_flags(flag for flag, count in flags.items() for _ in range(count))
+    say(f"predictions: {output}")
+    _finish(rows, set_aside, output.with_name(f"{output.stem}.set_aside.csv"), strict)
 
 
 @app.command()
-def info(model: Annotated[Path, typer.Argument(help="Run folder or model file.")]) -> None:
+def info(model: ModelPath) -> None:
     """Show what a model predicts, how it was trained, and how well it does."""
     from cgnn.cli.report import describe
     from cgnn.predict import Predictor
 
-    typer.echo(describe(Predictor.load(model, "cpu")))
+    show(describe(Predictor.load(model, "cpu")))
 
 
 @app.command()
@@ -143,39 +168,50 @@ def fetch(
     elasticity: Annotated[bool, typer.Option("--elasticity/--all", help="Only crystals with elastic moduli.")] = True,
 ) -> None:
     """Download an export from the Materials Project (API key in MP_API_KEY)."""
+    from cgnn.data.mp import FIELDS
     from cgnn.data.mp import fetch as fetch_export
 
-    query: dict[str, Any] = {"k_vrh": (0, 1000)} if elasticity else {}
     names = [name.strip() for name in fields.split(",") if name.strip()]
-    manifest = fetch_export(output, query=query, **({"fields": names} if names else {}))
-    say(f"{manifest['count']} crystals: {output}")
+    manifest = fetch_export(output, {"k_vrh": (0, 1000)} if elasticity else {}, names or FIELDS)
+    say(f"{_crystals_text(manifest['count'])}: {output}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; the exit code is 0 (done), 2 (bad request), 3 (some crystals set aside)."""
-    warnings.showwarning = show_warning
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    """Run the command line and exit.
+
+    The exit code is 0 (all done), 3 (done, but some crystals were set aside), 2 (a bad request, or nothing
+    usable), 1 (an error of ours; its traceback is in a file), 130 or 143 (stopped by a signal).
+    """
+    with own_warnings(), own_signals():
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
-        app(args=list(arguments) if arguments is not None else None)
+        code = app(args=list(arguments) or ["--help"], prog_name="cgnn", standalone_mode=False)
+        if code == 130:  # Ctrl-C, where there is no state to save
+            say("stopped")
+        return code or DONE
     except CgnnError as error:
         say(f"error: {error}")
-        sys.exit(BAD_REQUEST)
-    except BrokenPipeError:
-        os._exit(DONE)  # the reader of our output has gone
+        return BAD_REQUEST
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "cgnn"
+        say(f"error: {error.format_message()} (see {command} --help)")
+        return BAD_REQUEST
     except Stopped as error:
-        say("stopped; the state is saved, go on with --resume")
-        sys.exit(128 + error.number)
+        say("stopped; the state is saved: the same command with --resume goes on")
+        return 128 + error.number
     except Exception as error:
         say(f"internal error: {type(error).__name__}: {error}; details in {write_traceback()}")
-        sys.exit(FAILED)
+        return FAILED
 
 
 def _settings(
     config: Path | None, override: list[str] | None, options: dict[str, Any], output: Path, resume: bool
 ) -> Config:
     from cgnn.config import load
-    from cgnn.errors import ConfigError
 
     overrides = [
         *(override or []),
@@ -186,25 +222,79 @@ def _settings(
     if not resume:
         raise ConfigError("no settings: give a YAML file, or --resume to go on with the run in --output")
     if not (output / "config.yaml").is_file():
-        raise ConfigError(f"{output}: nothing to resume: there is no config.yaml")
+        raise ConfigError(f"{output}: nothing to resume: there is no config.yaml (expected the folder of a run)")
     return load(output / "config.yaml", overrides)
+
+
+def _crystals(path: Path, format: str, id_column: str | None, structure_column: str | None) -> Iterable[Item]:
+    from cgnn.data.records import read, without_duplicates
+
+    return counted(without_duplicates(read(path, format, id_column, structure_column)))
+
+
+def _fold_reports(folds: int, epochs: int) -> Callable[[int], Callable[[dict[str, float]], None]]:
+    return lambda fold: lambda row: say(f"fold {fold + 1}/{folds}  {epoch_line(row, epochs)}")
+
+
+def _size(split: Any) -> int:
+    return len(split.train) + len(split.val) + len(split.test)
+
+
+def _check_is_no_run(folder: Path) -> None:
+    if (folder / "history.jsonl").exists():
+        raise DataError(
+            f"{folder}: is a run folder, whose metrics.json and predictions.csv would be replaced; "
+            f"choose another --output, such as {folder / 'test'}"
+        )
+
+
+def _check_all_usable(settings: Config, output: Path) -> None:
+    """End before the training if a crystal would be set aside."""
+    if not settings.data.path:
+        return  # refused by the training itself
+    from cgnn.data.dataset import CrystalDataset
+    from cgnn.data.store import prepare
+    from cgnn.data.tables import write_set_aside
+
+    dataset = CrystalDataset(prepare(settings.data, settings.graph, sys.stderr.isatty()), settings.targets)
+    if dataset.set_aside:
+        path = output.with_name(f"{output.name}.set_aside.csv")
+        write_set_aside(path, dataset.set_aside)
+        _finish(len(dataset), dataset.set_aside, path, strict=True)
 
 
 def _print_metrics(metrics: dict[str, Any], config: Config) -> None:
     from cgnn.train.metrics import to_text
 
     for part, scores in metrics.items():
-        if part:
-            typer.echo(f"\n{part}")
-        typer.echo(to_text(scores, config.targets))
+        show(f"{part}\n{to_text(scores, config.targets)}\n" if part else to_text(scores, config.targets))
 
 
-def _finish(set_aside: Sequence[SetAside], path: Path, strict: bool) -> None:
-    """End with the exit code that says whether crystals were set aside."""
+def _say_flags(flags: Iterable[str]) -> None:
+    from collections import Counter
+
+    counts = Counter(filter(None, flags))
+    for flag, count in counts.most_common(_LISTED):
+        say(f"warning: {_crystals_text(count)}: {flag}")
+    if len(counts) > _LISTED:
+        rest = sum(count for _, count in counts.most_common()[_LISTED:])
+        say(f"warning: {_crystals_text(rest)} with other flags: column 'flags'")
+
+
+def _finish(used: int, set_aside: Sequence[SetAside], path: Path, strict: bool = False) -> None:
+    """Say how many crystals were used; end with the exit code that says whether some were set aside."""
     if not set_aside:
+        say(f"{_crystals_text(used)} used, none set aside")
         return
-    for crystal in set_aside[:5]:
-        name = crystal.material_id or crystal.source
-        say(f"set aside: {name} ({crystal.source}): {crystal.reason}")
-    say(f"{len(set_aside)} crystals set aside, all listed in {path}")
+    for crystal in set_aside[:_LISTED]:
+        name = f"{crystal.material_id} ({crystal.source})" if crystal.material_id else crystal.source
+        say(f"set aside: {name}: {crystal.reason}")
+    say(
+        f"{'error: --strict: ' if strict else ''}{_crystals_text(used)} used, {len(set_aside)} set aside "
+        f"(all listed in {path})"
+    )
     raise typer.Exit(BAD_REQUEST if strict else SOME_SET_ASIDE)
+
+
+def _crystals_text(count: int) -> str:
+    return f"{count:,} crystal{'' if count == 1 else 's'}"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pymatgen.core import Element
 
+from cgnn.data.records import SetAside
 from cgnn.data.tables import TableWriter, write_set_aside
 from cgnn.errors import MissingPackageError
 from cgnn.files import write_json
 from cgnn.predict import Evaluation, Predictor
-from cgnn.train.metrics import Baseline
+from cgnn.targets import Target
+from cgnn.train.metrics import COLUMNS, Baseline, table
 
 
 def write_evaluation(result: Evaluation, predictor: Predictor, folder: str | Path) -> None:
@@ -23,8 +27,8 @@ def write_evaluation(result: Evaluation, predictor: Predictor, folder: str | Pat
     write_json(folder / "metrics.json", result.metrics)
     truth = {f"{name}_true": values for name, values in result.truth.items()}
     units = {**predictor.units, **{f"{name}_true": unit for name, unit in predictor.units.items()}}
-    with TableWriter(folder / "predictions.csv", units) as table:
-        table.add({**result.predictions.table(), **truth})
+    with TableWriter(folder / "predictions.csv", units) as rows:
+        rows.add({**result.predictions.table(), **truth})
     write_set_aside(folder / "set_aside.csv", result.predictions.set_aside)
     _plot_parity(result, predictor, folder)
 
@@ -60,14 +64,60 @@ def describe(predictor: Predictor) -> str:
         f"best epoch   {info.summary.get('epoch', '?')} of {info.config.train.epochs}",
         "made with    " + ", ".join(f"{name} {version}" for name, version in info.versions.items()),
     ]
-    lines += [f"validation   {key.removeprefix('val_')} = {value:.4g}" for key, value in _scores(info.summary)]
-    return "\n".join(lines)
+    scores = _validation(info.summary, info.config.targets)
+    return "\n".join(lines) + (f"\n\nvalidation\n{_aligned(scores)}" if scores else "")
 
 
-def _target(target: Any) -> str:
+def cv_text(result: Mapping[str, Mapping[str, Mapping[str, Any]]], targets: Sequence[Target]) -> str:
+    """Return the scores of a cross-validation, mean and standard deviation over the folds, as aligned text.
+
+    Args:
+        result: Target -> score -> ``mean``, ``std`` and values of the ``folds``.
+        targets: What was predicted.
+    """
+    means, spreads = (
+        table(
+            {name: {key: float(value[which]) for key, value in scores.items()} for name, scores in result.items()},
+            targets,
+        )
+        for which in ("mean", "std")
+    )
+    rows = [
+        (name, score, mean, f"± {spread[2]}", baseline, unit)
+        for (name, score, mean, baseline, unit), spread in zip(means, spreads, strict=True)
+    ]
+    return _aligned([("target", "score", "mean", "std", "baseline", "unit"), *rows])
+
+
+def read_set_aside(path: str | Path) -> list[SetAside]:
+    """Read what `write_set_aside` wrote."""
+    with open(path, encoding="utf-8", newline="") as handle:
+        return [SetAside(**row) for row in csv.DictReader(handle)]
+
+
+def _target(target: Target) -> str:
     scale = f", learned as {target.transform}" if target.transform != "none" else ""
     return f"{target.name} ({target.unit or target.task}{scale})"
 
 
-def _scores(summary: dict[str, Any]) -> list[tuple[str, float]]:
-    return [(key, value) for key, value in summary.items() if key.startswith("val_")]
+def _validation(summary: Mapping[str, Any], targets: Sequence[Target]) -> list[tuple[str, ...]]:
+    """Return the scores of the best epoch as rows below a header; none without a validation part."""
+    found = {target.name: _below(summary, f"val_{target.name}_", targets) for target in targets}
+    rows = [(name, score, value, unit) for name, score, value, _, unit in table(found, targets)]
+    header = tuple(column for column in COLUMNS if column != "baseline")
+    return [header, *rows] if rows else []
+
+
+def _below(summary: Mapping[str, Any], prefix: str, targets: Sequence[Target]) -> dict[str, float]:
+    """Return the entries of one target, whose name may begin like another's."""
+    longer = [f"val_{t.name}_" for t in targets if len(t.name) + len("val__") > len(prefix)]
+    keys = [key for key in summary if key.startswith(prefix) and not any(key.startswith(other) for other in longer)]
+    return {key.removeprefix(prefix): float(summary[key]) for key in keys}
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

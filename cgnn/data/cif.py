@@ -116,7 +116,8 @@ def _column(block: CifBlock, name: str) -> list[str]:
 def _number(text: Any, what: str) -> float:
     match = _NUMBER.fullmatch(text.strip()) if isinstance(text, str) else None
     if not match:
-        raise CrystalError("bad_cif", f"{what} of the CIF is {str(text)[:40]!r}, not a number")
+        got = "missing" if text is None else f"{str(text)[:40]!r}, not a number"
+        raise CrystalError("bad_cif", f"{what} of the CIF is {got}")
     return float(match[1])
 
 

@@ -51,7 +51,9 @@ class CrystalDataset:
 
     def __getitem__(self, index: int) -> CrystalGraph:
         row = int(self.rows[index])
-        graph = CrystalGraph.from_arrays(self.store.graph(row))
+        stored = self.store.graph(row)
+        # copied: a tensor on the read-only map would end the process when somebody writes to it
+        graph = CrystalGraph.from_arrays({name: values.copy() for name, values in stored.items()})
         for target in self.targets:
             graph[target.field] = torch.from_numpy(self._labels(target, np.array([row])))
         return graph

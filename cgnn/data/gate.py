@@ -118,7 +118,7 @@ def _floats(values: ArrayLike, shape: tuple[int, int], what: str) -> NDArray[np.
     if array.dtype.kind not in "fiu" or array.shape != shape:
         raise CrystalError(f"bad_{what}", f"the {what} must be {shape[0]} x {shape[1]} numbers")
     if not np.isfinite(array).all():
-        raise CrystalError(f"bad_{what}", f"the {what} hold a number that is not finite")
+        raise CrystalError(f"bad_{what}", f"a number of the {what} is not finite")
     return array.astype(np.float64)
 
 

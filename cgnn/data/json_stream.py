@@ -48,7 +48,7 @@ def documents(handle: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
         if text.peek() and not text.is_lost:
             raise CrystalError("bad_json", "there is something else after the end of the JSON value")
     except CrystalError as error:
-        yield text.row + 1, error
+        yield text.row + 1, _and_rest(error)
 
 
 def _members(text: _Text) -> Iterator[tuple[int, Any]]:
@@ -101,6 +101,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
+_MAX_FAILURES = 500
 _SPACE = re.compile(r"[ \t\r\n]*")
 _FIRST_KEY = re.compile(r'\{\s*("[^"\\]{1,200}")\s*:')
 
@@ -119,6 +120,8 @@ class _Text:
         self._pos = 0
         self._ended = False
         self._is_between = False
+        self._failures = 0
+        self._names: set[str] = set()
 
     def peek(self) -> str:
         """Return the next character that is no space, or ``""`` at the end."""
@@ -153,14 +156,17 @@ class _Text:
             self._is_between = False
             try:
                 first_key = first_key or self._first_key()
-                yield self.row, self.value()
+                value = self.value()
+                self._keep_track(value)
+                yield self.row, value
                 going = self._next()
             except CrystalError as error:
                 # what stands between two records counts as a broken record of its own
                 self.row += self._is_between
-                going = error.code not in ("truncated", "too_large") and self._resume(first_key)
+                is_end = error.code in ("truncated", "too_large") or self._failures > _MAX_FAILURES
+                going = not is_end and self._resume(first_key)
                 self.is_lost = not going and self.peek() != "]"
-                yield self.row, error
+                yield self.row, _and_rest(error) if self.is_lost else error
         self._pos += not self.is_lost
 
     def members(self) -> Iterator[str]:
@@ -176,6 +182,17 @@ class _Text:
             going = self.peek() == ","
             self._pos += going
         self._take("}")
+
+    def _keep_track(self, value: Any) -> None:
+        """Tell records from splinters of a damaged one, and give up after too many of these."""
+        names = set(value) if isinstance(value, dict) else set()
+        self._names = self._names or names
+        if names & self._names:
+            self._failures = 0
+        elif self._failures:
+            self._failures += 1
+        if self._failures > _MAX_FAILURES:
+            raise CrystalError("bad_json", "the list is damaged here")
 
     def _take(self, character: str) -> None:
         if self.peek() != character:
@@ -210,7 +227,7 @@ class _Text:
 
     def _broken(self, error: json.JSONDecodeError | None, message: str = "") -> CrystalError:
         if self._ended and (error.pos if error else self._pos) >= len(self._text):
-            return CrystalError("truncated", "the file ends in the middle of a record; download or copy it again")
+            return CrystalError("truncated", "the file ends in the middle of a record (download or copy it again)")
         return CrystalError("bad_json", f"not valid JSON: {error.msg if error else message}")
 
     def _first_key(self) -> str | None:
@@ -220,6 +237,7 @@ class _Text:
 
     def _resume(self, first_key: str | None) -> bool:
         """Move behind a broken element: to the next one that starts like the first, or by its brackets."""
+        self._failures += 1
         # "@module" and the like also open objects inside a document
         if first_key and not first_key.startswith('"@') and self._find(first_key):
             return True
@@ -262,6 +280,10 @@ class _Text:
         except CrystalError:
             return False
         return True
+
+
+def _and_rest(error: CrystalError) -> CrystalError:
+    return CrystalError(error.code, f"{error.reason}; nothing after it could be read")
 
 
 def _bad_value(error: Exception) -> CrystalError:

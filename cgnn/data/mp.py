@@ -170,7 +170,7 @@ def fetch(
     page_size: int = 500,
     wait: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
-    """Download documents of the Materials Project's summary collection to a file that `cgnn.data.read` reads.
+    """Download documents of the Materials Project's summary collection to a file that `cgnn.data.records.read` reads.
 
     Pages are kept in ``<output>.partial`` until all are there, so a download that was stopped goes on where it
     was when it is started again. ``<output>.manifest.json`` says what was asked, when, of which database version,

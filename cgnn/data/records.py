@@ -97,7 +97,9 @@ def from_structures(structures: Any, ids: Iterable[str] | None = None) -> Stream
         DataError: There are no crystals in it, or not as many as ids.
     """
     if isinstance(structures, str | Path | Mapping):
-        raise DataError(f"expected structures, got {type(structures).__name__}; files are read by cgnn.data.read")
+        raise DataError(
+            f"expected structures, got {type(structures).__name__}; files are read by cgnn.data.records.read"
+        )
     is_one = isinstance(structures, IStructure) or hasattr(structures, "get_chemical_symbols")
     if not is_one and not hasattr(structures, "__iter__"):
         raise DataError(f"expected structures, got {type(structures).__name__}")

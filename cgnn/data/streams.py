@@ -13,11 +13,11 @@ from typing import IO, Any
 
 from cgnn.errors import CrystalError, DataError
 
-RECORD_BYTES = 32 * 2**20
-"""Largest record (line, JSON element, table row). The largest accepted crystal needs about 3 MB."""
+RECORD_BYTES = 16 * 2**20
+"""Largest record (line, JSON element, table row). The largest accepted crystal needs about 4 MB."""
 
 CHUNK = 2**20
-_SKIP_BYTES = 32 * RECORD_BYTES
+_SKIP_BYTES = 64 * RECORD_BYTES
 """Largest line that is passed over; one that goes on further is a decompression bomb."""
 READ_ERRORS = (OSError, EOFError, zlib.error)
 _PACKED = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7z", b"\x28\xb5\x2f\xfd": "zstd"}

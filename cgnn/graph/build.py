@@ -102,6 +102,8 @@ def crystal_arrays(crystal: Any) -> tuple[Any, Any, Any]:
     if hasattr(crystal, "get_atomic_numbers"):
         periodic, lattice = all(crystal.pbc), np.array(crystal.cell)
         z, pos = np.array(crystal.get_atomic_numbers()), np.array(crystal.get_positions())
+        if len(z) and not 1 <= z.min() <= z.max() <= 118:
+            raise CrystalError("unknown_element", "an atomic number is not from 1 to 118, so it is no chemical element")
     elif hasattr(crystal, "lattice"):
         if not crystal.is_ordered:
             raise CrystalError("disordered", "a site has partial or mixed occupancy; order it first")

@@ -80,9 +80,9 @@ class Regression(Head):
     def fit_scaling(self, labels: NDArray[np.float64]) -> None:
         """Take mean and standard deviation of the known labels on the learned scale."""
         learned = self.target.to_learned(labels[np.isfinite(labels)])
-        spread = float(learned.std()) if len(learned) else 0.0
-        self.mean.fill_(float(learned.mean()) if len(learned) else 0.0)
-        self.std.fill_(spread if spread > 0 else 1.0)
+        mean, spread = (float(learned.mean()), float(learned.std())) if len(learned) else (0.0, 0.0)
+        self.mean.fill_(mean)
+        self.std.fill_(spread if spread > 1e-12 * abs(mean) else 1.0)  # below, equal labels but for rounding
 
     def losses(self, raw: Tensor, labels: Tensor, loss: Loss) -> Tensor:
         """Return the loss between raw outputs and scaled labels, each (n,)."""

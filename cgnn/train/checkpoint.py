@@ -88,20 +88,29 @@ def load_model(path: str | Path) -> tuple[CrystalGNN, ModelInfo]:
         )
         with torch.device("meta"):  # takes no memory, whatever sizes the file asks for
             model = CrystalGNN(info.config.model, info.config.targets)
+        expected = model.state_dict()
         model.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise CheckpointError(f"{path}: not a model this version can read: {error}") from None
-    odd = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
-    if odd is not None:
-        raise CheckpointError(f"{path}: {odd} holds numbers that are not finite")
+    _check_numbers(tensors, expected, path)
     return model.eval(), info
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path) -> None:
+    precision = tensors[next(iter(tensors))].dtype
+    for name, tensor in tensors.items():
+        wanted = precision if expected[name].is_floating_point() else expected[name].dtype
+        if tensor.dtype != wanted or precision not in (torch.float32, torch.float64):
+            raise CheckpointError(f"{path}: {name} holds numbers of another type ({tensor.dtype})")
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: {name} holds numbers that are not finite")
 
 
 def _upgraded(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
     if content.get("kind") != "model":
         raise CheckpointError(f"{path}: holds a {content.get('kind')!r}, expected a model")
     version = content.get("version")
-    if not isinstance(version, int) or not (version == VERSION or version in UPGRADES):
+    if not isinstance(version, int) or version > VERSION or any(v not in UPGRADES for v in range(version, VERSION)):
         raise CheckpointError(
             f"{path}: model format {version}, this cgnn reads up to {VERSION}; install the cgnn it was made with"
         )
@@ -114,8 +123,9 @@ def _upgraded(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
     """Write tensors and a JSON value as one checksummed safetensors file, all or nothing."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(content, sort_keys=True)
-    write_bytes(path, save(plain, {"content": text, "checksum": _checksum(plain, text)}))
+    description = {"checksum": _checksum(plain, content), "content": content}
+    # One entry only: safetensors writes several in an order that changes from call to call.
+    write_bytes(path, save(plain, {"cgnn": json.dumps(description, sort_keys=True)}))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -131,18 +141,20 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(str(path), framework="pt") as handle:
             metadata = handle.metadata() or {}
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
-        content = json.loads(metadata["content"])
-    except (SafetensorError, OSError, KeyError, ValueError, RecursionError, MemoryError) as error:
+        description = json.loads(metadata["cgnn"])
+        content, checksum = description["content"], description["checksum"]
+        is_right = _checksum(tensors, content) == checksum
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise CheckpointError(f"{path}: damaged or not a file of cgnn: {error}") from None
-    if _checksum(tensors, metadata["content"]) != metadata.get("checksum"):
+    if not is_right:
         raise CheckpointError(f"{path}: checksum differs: the file was altered or damaged")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: damaged: its description is no mapping")
     return tensors, content
 
 
-def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
+def _checksum(tensors: Mapping[str, Tensor], content: Any) -> str:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())

@@ -41,7 +41,8 @@ def engine(settings: TrainConfig) -> Any:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device: 'cuda' was asked for, but torch sees no CUDA device")
     fabric = Fabric(
-        accelerator=settings.device,
+        # "auto" is not left to Fabric: it would take Apple's GPU, which has no float64 for positions
+        accelerator="cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu",
         devices=settings.devices,
         num_nodes=settings.nodes,
         precision=settings.precision,

@@ -182,7 +182,7 @@ class _Session:
         if not torch.isfinite(value):
             ids = ", ".join(self.dataset.ids[index] for index in indices[:100])
             raise NumericsError(
-                f"the {what} became {float(value)} in epoch {self.progress.epoch + 1}, step "
+                f"the {what} became {float(value.detach())} in epoch {self.progress.epoch + 1}, step "
                 f"{self.progress.step + 1}; the last state before it is kept; crystals of the batch: {ids}"
             )
 
@@ -195,6 +195,7 @@ class _Session:
             "seconds": seconds,
             **self._validate(),
         }
+        row = self.fabric.broadcast(row)  # all processes must agree on what is best and when to stop
         progress.history.append(row)
         improved = row.get("val_score", -math.inf) < progress.best_score or "val_score" not in row
         if improved:

@@ -31,6 +31,8 @@ from cgnn.train.metrics import Baseline, evaluate
 
 Report = Callable[[dict[str, float]], None]
 PARTS = ("train", "val", "test")
+BEFORE_FIT = {"config.yaml", "split.json", "split_report.json", "set_aside.csv", "log.txt"}
+"""What stands in a run folder before the first epoch has ended."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,10 @@ def train(
 def _check_folder(folder: Path, resume: bool) -> None:
     if resume:
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; a run is a folder, choose another --output")
+    # what a run that ended before its first epoch leaves, by a misspelt setting for example, may be replaced
+    if folder.exists() and {entry.name for entry in folder.iterdir()} - BEFORE_FIT:
         raise ConfigError(
             f"{folder}: is not empty and a run is never overwritten; choose another --output, "
             "remove the folder, or go on with the run in it by --resume"

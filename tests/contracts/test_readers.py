@@ -142,7 +142,8 @@ def write_arrow_documents(path: Path, documents: list[Document]) -> Path:
     rows = {
         "material_id": [document["material_id"] for document in documents],
         "structure": [
-            {"lattice": {"matrix": s["lattice"]["matrix"]}, "sites": s["sites"]} if s["sites"] else None for s in structures
+            {"lattice": {"matrix": s["lattice"]["matrix"]}, "sites": s["sites"]} if s["sites"] else None
+            for s in structures
         ],
         "bulk_modulus": pa.array(
             [list(document["bulk_modulus"].items()) for document in documents],

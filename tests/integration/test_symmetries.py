@@ -1,7 +1,7 @@
 """Predictions are the same in every description of a crystal (PROMISES.md, D3).
 
 The network is randomly initialised, its running statistics are filled from the crystals themselves, and its settings
-are the defaults. It predicts moduli in GPa behind a log10, and a relative difference is one of GPa. The ``cgcnn`` graphs
+are the defaults. It predicts moduli in GPa behind a log10; a relative difference is one of GPa. The ``cgcnn`` graphs
 are exempt, and shown to fail.
 """
 
@@ -274,13 +274,20 @@ def predictors(crystals: list[Atoms], case: Case) -> dict[str, Predictor]:
 
 
 @pytest.fixture(scope="module")
-def changed(crystals: list[Atoms]) -> Callable[[str, np.random.Generator], list[Atoms]]:
+def changed(crystals: list[Atoms]) -> Callable[[str, int], list[Atoms]]:
+    """Return a function from the name of a change and a seed to the changed crystals."""
+
     @functools.cache
     def change(name: str, seed: int) -> list[Atoms]:
-        generator = np.random.default_rng(seed)
-        return [CHANGES[name](atoms, generator) for atoms in crystals]
+        rng = np.random.default_rng(seed)
+        return [CHANGES[name](atoms, rng) for atoms in crystals]
 
-    return lambda name, rng: change(name, int(rng.integers(2**32)))
+    return change
+
+
+@pytest.fixture
+def seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**32))
 
 
 def test_enough_crystals_and_ties(crystals, case):
@@ -302,16 +309,16 @@ def test_predictions_are_different_for_different_crystals(predictors):
 
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("strategy", INVARIANT)
-def test_predictions_do_not_depend_on_the_description(strategy, name, predictors, changed, rng):
+def test_predictions_do_not_depend_on_the_description(strategy, name, predictors, changed, seed):
     bounds = EXACTLY if name in EXACT else PERTURBED
-    for dtype, difference in predictors[strategy].differences(changed(name, rng)).items():
+    for dtype, difference in predictors[strategy].differences(changed(name, seed)).items():
         print(f"@ {strategy} {name} {dtype} {difference:.1e}")
         assert difference <= bounds[dtype], dtype
 
 
-def test_cells_do_change(crystals, changed, rng):
+def test_cells_do_change(crystals, changed, seed):
     def sizes(name: str) -> np.ndarray:
-        return np.array([len(atoms) for atoms in changed(name, rng)])
+        return np.array([len(atoms) for atoms in changed(name, seed)])
 
     before = np.array([len(atoms) for atoms in crystals])
     assert np.mean(sizes("conventional cell") > before) > 0.2
@@ -332,9 +339,9 @@ def test_a_cif_with_ten_digits_keeps_atoms_near_thirds():
 
 
 @pytest.mark.parametrize("name", ["rotation", "2x1x1", "1e-8 Å jitter"])
-def test_the_plain_twelve_do_depend_on_it(name, case, predictors, changed, rng):
+def test_the_plain_twelve_do_depend_on_it(name, case, predictors, changed, seed):
     """Otherwise this battery could not fail."""
     if not case.ties:
         pytest.skip("no shell is cut in these crystals")
-    for dtype, difference in predictors["cgcnn"].differences(changed(name, rng)).items():
+    for dtype, difference in predictors["cgcnn"].differences(changed(name, seed)).items():
         assert difference > 10 * EXACTLY[torch.float32], dtype

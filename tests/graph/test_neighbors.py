@@ -1,0 +1,276 @@
+"""The neighbour search against vesin, and what each strategy keeps."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import vesin
+from ase import Atoms
+from ase.build import bulk
+
+from cgnn.config import GraphConfig
+from cgnn.errors import CrystalError
+from cgnn.graph.neighbors import NEIGHBORS, Neighbors, within
+
+ODD_CELLS = {
+    "one atom": (np.eye(3) * 2.9, np.zeros((1, 3))),
+    "needle": (np.diag([1.5, 1.7, 60.0]), np.array([[0.1, 0.2, 3.0], [0.7, 1.0, 41.0], [0.2, 1.3, 41.9]])),
+    "plate": (np.diag([25.0, 22.0, 1.6]), np.array([[0.1, 0.2, 0.3], [3.0, 1.0, 0.7], [24.0, 21.0, 1.5]])),
+    "sheared": (
+        np.array([[3.0, 0.0, 0.0], [9.5, 3.1, 0.0], [-7.0, 11.0, 2.9]]),
+        np.array([[0.1, 0.2, 0.3], [1.4, 1.7, 1.5]]),
+    ),
+    "left-handed": (np.diag([3.0, -4.0, 5.0]), np.array([[0.1, 0.2, 0.3], [1.4, 1.7, 1.5]])),
+    "atoms outside": (
+        np.array([[4.0, 0.3, 0.1], [0.5, 4.2, 0.0], [0.2, 0.9, 3.8]]),
+        np.array([[-31.0, 55.0, 2.0], [0.3, 0.1, 0.2], [100.0, -77.0, 4.0]]),
+    ),
+    "on the faces": (
+        np.eye(3) * 4.0,
+        np.array([[0.0, 0.0, 0.0], [4.0, 2.0, 2.0], [2.0, 4.0, 8.0], [-1e-17, 2.0, 0.0]]),
+    ),
+}
+
+
+def pairs(source: Any, target: Any, shift: Any) -> list[tuple[int, ...]]:
+    rows = np.column_stack([target, source, np.rint(shift)]).astype(int)
+    return sorted(map(tuple, rows.tolist()))
+
+
+def by_vesin(pos: np.ndarray, lattice: np.ndarray, cutoff: float) -> tuple[list[tuple[int, ...]], np.ndarray]:
+    """Return pairs as (target, source, shift of the source) and their sorted distances, all below the cutoff."""
+    search = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
+    target, source, shift, distance = search.compute(pos, lattice, periodic=True, quantities="ijSd")
+    return pairs(source, target, shift), np.sort(distance)
+
+
+def check_against_vesin(pos: np.ndarray, lattice: np.ndarray, cutoff: float) -> int:
+    found = within(pos, lattice, cutoff)
+    expected, distances = by_vesin(pos, lattice, cutoff)
+    assert pairs(found.source, found.target, found.shift) == expected
+    np.testing.assert_allclose(np.sort(found.distance), distances, rtol=0, atol=1e-10)
+    return len(expected)
+
+
+def random_cell(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    while True:
+        lattice = rng.normal(size=(3, 3)) * rng.uniform(1, 8)
+        if abs(np.linalg.det(lattice)) > 8:
+            return rng.uniform(-2, 3, size=(rng.integers(1, 9), 3)) @ lattice, lattice
+
+
+@pytest.mark.parametrize("cutoff", [2.2, 4.71, 7.03])
+@pytest.mark.parametrize("name", ODD_CELLS)
+def test_same_pairs_as_vesin_in_odd_cells(name, cutoff):
+    lattice, pos = ODD_CELLS[name]
+    check_against_vesin(pos, lattice, cutoff)
+
+
+def test_same_pairs_as_vesin_in_random_cells(rng):
+    assert sum(check_against_vesin(*random_cell(rng), 6.01) for _ in range(100)) > 5000
+
+
+def test_same_pairs_as_vesin_in_embedded_crystals(embedded_documents):
+    # 6.0137 Å: no shell of these crystals lies there within rounding.
+    for atoms in map(crystal, embedded_documents[::8]):
+        check_against_vesin(atoms.positions, np.array(atoms.cell), 6.0137)
+
+
+def test_same_pairs_as_vesin_in_real_crystals(real_data):
+    for atoms in map(crystal, real_documents(real_data)[::40]):
+        check_against_vesin(atoms.positions, np.array(atoms.cell), 5.0137)
+
+
+def real_documents(folder: Any) -> list[dict[str, Any]]:
+    import gzip
+
+    import orjson
+
+    return orjson.loads(gzip.decompress((folder / "elasticity.json.gz").read_bytes()))
+
+
+def crystal(document: dict[str, Any]) -> Atoms:
+    sites = document["structure"]["sites"]
+    return Atoms(
+        [site["species"][0]["element"] for site in sites],
+        scaled_positions=[site["abc"] for site in sites],
+        cell=document["structure"]["lattice"]["matrix"],
+        pbc=True,
+    )
+
+
+def find(neighbors: str, atoms: Atoms, **settings: Any) -> Neighbors:
+    return NEIGHBORS[neighbors](atoms.positions, np.array(atoms.cell), GraphConfig(neighbors=neighbors, **settings))
+
+
+def counts(found: Neighbors, atoms: Atoms) -> list[int]:
+    return np.bincount(found.target, minlength=len(atoms)).tolist()
+
+
+# within
+
+
+def test_the_cutoff_belongs_to_the_sphere():
+    simple_cubic = Atoms("Po", cell=np.eye(3) * 3.0, pbc=True)
+    assert len(within(simple_cubic.positions, np.eye(3) * 3.0, 3.0).source) == 6
+    assert len(within(simple_cubic.positions, np.eye(3) * 3.0, 2.999).source) == 0
+
+
+def test_two_atoms_on_one_spot_are_neighbours():
+    # So that the overlap is noticed.
+    found = within(np.array([[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]), np.eye(3) * 4, 1.0)
+    assert pairs(found.source, found.target, found.shift) == [(0, 1, 0, 0, 0), (1, 0, 0, 0, 0)]
+    assert found.distance.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "lattice",
+    [
+        np.diag([1e-5, 1e5, 10.0]),
+        np.array([[3.0, 0, 0], [3e4, 3.0, 0], [0, 3e4, 3.0]]),
+        np.array([[1.0, 0, 0], [1, 1e-9, 0], [0, 0, 1]]),
+    ],
+    ids=["flat", "skewed", "nearly no volume"],
+)
+def test_a_cell_that_needs_too_many_images_is_refused_before_the_search(lattice, monkeypatch):
+    monkeypatch.setattr("cgnn.graph.neighbors.find_points_in_spheres", lambda **_: pytest.fail("searched"))
+    with pytest.raises(CrystalError, match="flat or skewed") as caught:
+        within(np.zeros((1, 3)), lattice, 10.0)
+    assert caught.value.code == "cell_shape"
+
+
+# nearest
+
+
+def brute_kth(atoms: Atoms, k: int) -> np.ndarray:
+    """Return the distance of each atom's k-th neighbour, from vesin's list with a generous cutoff."""
+    search = vesin.NeighborList(cutoff=14.0, full_list=True, n_threads=1)
+    target, distance = search.compute(atoms.positions, np.array(atoms.cell), periodic=True, quantities="id")
+    return np.array([np.sort(distance[target == atom])[k - 1] for atom in range(len(atoms))])
+
+
+@pytest.mark.parametrize("reach", [1.0, 1.25, 1.6])
+@pytest.mark.parametrize("k", [1, 5, 12, 20])
+def test_nearest_keeps_all_within_reach_times_the_kth_distance(k, reach, embedded_documents):
+    for atoms in map(crystal, embedded_documents[::60]):
+        found = find("nearest", atoms, k=k, reach=reach)
+        expected = reach * brute_kth(atoms, k)
+        np.testing.assert_allclose(found.reach, expected, rtol=1e-12)
+        everyone = within(atoms.positions, np.array(atoms.cell), 1.001 * expected.max())
+        inside = everyone.distance < found.reach[everyone.target]
+        assert pairs(found.source, found.target, found.shift) == pairs(
+            everyone.source[inside], everyone.target[inside], everyone.shift[inside]
+        )
+
+
+def uneven() -> list[Atoms]:
+    """Crystals whose density says little about the distance of neighbours."""
+    molecule = Atoms("H2", positions=[[0, 0, 0], [0.74, 0, 0]], cell=np.eye(3) * 9, pbc=True)
+    chain = Atoms("C4", positions=[[0, 0, z] for z in (0, 1.4, 2.8, 4.2)], cell=np.diag([9, 9, 30.0]), pbc=True)
+    cluster = bulk("Cu", cubic=True).repeat(2)
+    cluster.set_cell(np.eye(3) * 25)
+    return [molecule, chain, cluster + Atoms("He", positions=[[17.0, 17.0, 17.0]])]
+
+
+@pytest.mark.parametrize("atoms", uneven(), ids=lambda atoms: str(atoms.symbols))
+def test_nearest_grows_its_search_in_uneven_crystals(atoms):
+    found = find("nearest", atoms, k=3, cutoff=14.0)
+    far = vesin.NeighborList(cutoff=30.0, full_list=True, n_threads=1)
+    target, distance = far.compute(atoms.positions, np.array(atoms.cell), periodic=True, quantities="id")
+    kth = np.array([np.sort(distance[target == atom])[2] for atom in range(len(atoms))])
+    np.testing.assert_allclose(found.reach, np.minimum(1.25 * kth, 14.0), rtol=1e-12)
+    # A pair exactly at the reach has weight zero, so rounding may keep it or not.
+    limit = found.reach[target]
+    assert np.sum(distance < limit - 1e-9) <= len(found.source) <= np.sum(distance < limit + 1e-9)
+
+
+def test_nearest_is_capped_by_the_cutoff():
+    copper = bulk("Cu", a=3.6)  # 12 neighbours at 2.546 Å, 6 at 3.6 Å
+    assert find("nearest", copper).reach == pytest.approx(1.25 * 3.6 / 2**0.5)
+    capped = find("nearest", copper, cutoff=3.0)
+    assert capped.reach.tolist() == [3.0]
+    assert counts(capped, copper) == [12]
+
+
+def test_an_isolated_atom_has_no_neighbours_and_the_cutoff_as_reach():
+    for box in (10.5, 40.0):
+        alone = Atoms("Xe", cell=np.eye(3) * box, pbc=True)
+        for name in NEIGHBORS:
+            assert counts(find(name, alone), alone) == [0]
+        assert find("nearest", alone).reach.tolist() == [10.0]
+
+
+def test_fewer_than_k_within_the_cutoff_are_all_kept():
+    dimer = Atoms("CO", positions=[[0, 0, 0], [1.13, 0, 0]], cell=np.eye(3) * 30, pbc=True)
+    for name in NEIGHBORS:
+        found = find(name, dimer)
+        assert counts(found, dimer) == [1, 1]
+        np.testing.assert_allclose(found.distance, 1.13)
+        assert not found.shift.any()
+
+
+# cgcnn
+
+
+def test_cgcnn_keeps_the_k_nearest(embedded_documents):
+    for atoms in map(crystal, embedded_documents[::60]):
+        for k in (1, 7, 12):
+            found = find("cgcnn", atoms, k=k)
+            assert counts(found, atoms) == [k] * len(atoms)
+            np.testing.assert_allclose(found.distance.reshape(-1, k).max(1), brute_kth(atoms, k), rtol=1e-12)
+            assert np.isinf(found.reach).all()
+
+
+# shells
+
+A = 4.0
+# Crystal, k, neighbours in the whole shells that hold k; shells: fcc 12, 6, 24; bcc 8, 6, 12; diamond 4, 12; sc 6, 12.
+SHELLS = [
+    ("fcc", 1, 12),
+    ("fcc", 12, 12),
+    ("fcc", 13, 18),
+    ("fcc", 20, 42),
+    ("bcc", 8, 8),
+    ("bcc", 12, 14),
+    ("bcc", 15, 26),
+    ("diamond", 4, 4),
+    ("diamond", 12, 16),
+    ("sc", 6, 6),
+    ("sc", 12, 18),
+]
+
+
+@pytest.mark.parametrize(("structure", "k", "expected"), SHELLS)
+def test_shells_are_whole(structure, k, expected):
+    name = {"sc": "Po", "diamond": "Si"}.get(structure, "Cu")
+    atoms = bulk(name, structure, a=A)
+    for cell in (atoms, atoms.repeat((2, 1, 1)), atoms.repeat((1, 2, 3))):
+        found = find("shells", cell, k=k)
+        assert counts(found, cell) == [expected] * len(cell)
+        assert np.isinf(found.reach).all()
+
+
+def test_shells_take_what_lies_within_the_tolerance_of_the_kth():
+    # Neighbours along x at 3.00, along y at 3.02, along z at 3.04 Å: two each.
+    atoms = Atoms("Po", cell=np.diag([3.0, 3.02, 3.04]), pbc=True)
+    for k, tolerance, expected in [
+        (2, 0.001, 2),
+        (2, 0.01, 4),
+        (2, 0.02, 6),
+        (3, 0.001, 4),
+        (3, 0.01, 6),
+        (5, 0.001, 6),
+    ]:
+        assert counts(find("shells", atoms, k=k, tolerance=tolerance), atoms) == [expected]
+
+
+# radius
+
+
+def test_radius_keeps_what_is_nearer_than_the_cutoff():
+    copper = bulk("Cu", a=3.6)
+    assert counts(find("radius", copper, cutoff=2.6), copper) == [12]
+    assert counts(find("radius", copper, cutoff=3.61), copper) == [18]
+    assert find("radius", copper, cutoff=3.61).reach.tolist() == [3.61]
+    simple_cubic = Atoms("Po", cell=np.eye(3) * 3.0, pbc=True)
+    assert counts(find("radius", simple_cubic, cutoff=3.0), simple_cubic) == [0]
