@@ -199,7 +199,14 @@ def parse_yaml(text: str, source: str = "settings") -> Any:
             raise ConfigError(f"{source}: YAML aliases (*name) are not allowed")
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{source}: not valid YAML: {_yaml_problem(error)}") from None
+
+
+def _yaml_problem(error: Exception) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    return f"{error.problem or error.context} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:

@@ -302,6 +302,8 @@ def _nothing(set_aside: Sequence[SetAside]) -> str:
         return "no crystals were given"
     first = set_aside[0]
     name = first.material_id or first.source
+    if len(set_aside) == 1:
+        return f"{name} can't be used: {first.reason}"
     return f"none of the {len(set_aside)} crystals can be used; the first, {name}: {first.reason}"
 
 

@@ -66,12 +66,15 @@ def train(
     """Train a model and leave it in a run folder."""
     settings = _settings(config, override, {"train.seed": seed, "train.device": device}, output, resume)
     from cgnn.train import train as train_run
+    from cgnn.train.engine import is_first_process
 
     with LogFile(output), Epochs(settings.train.epochs) as report:
         say(f"data: {settings.data.path or 'not given'}, up to {settings.train.epochs} epochs")
         if strict:
             _check_all_usable(settings, output)
-        run = train_run(settings, output, resume=resume, report=report, progress=sys.stderr.isatty())
+        run = train_run(settings, output, resume=resume, report=report, watch=counted)
+        if not is_first_process():
+            return  # of several, one speaks
         _print_metrics(run.metrics, settings)
         say(f"model: {run.model_file}")
         _finish(_size(run.split), run.set_aside, output / "set_aside.csv")
@@ -256,7 +259,7 @@ def _check_all_usable(settings: Config, output: Path) -> None:
     from cgnn.data.store import prepare
     from cgnn.data.tables import write_set_aside
 
-    dataset = CrystalDataset(prepare(settings.data, settings.graph, sys.stderr.isatty()), settings.targets)
+    dataset = CrystalDataset(prepare(settings.data, settings.graph, counted), settings.targets)
     if dataset.set_aside:
         path = output.with_name(f"{output.name}.set_aside.csv")
         write_set_aside(path, dataset.set_aside)

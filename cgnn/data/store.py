@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgnn.config import DataConfig, GraphConfig
-from cgnn.data.records import Item, Record, SetAside, Stream, Value, read, without_duplicates
+from cgnn.data.records import Item, Record, SetAside, Value, read, without_duplicates
 from cgnn.errors import CrystalError, DataError
 from cgnn.files import replacing, writing
 from cgnn.graph.build import GraphBuilder, fingerprint
@@ -39,6 +39,9 @@ _ENTRIES: dict[str, tuple[str, tuple[int, ...]]] = {
     "record": ("uint8", ()),
 }
 """Array -> (dtype, shape of one entry). ``record`` holds each crystal's id, source and values as JSON text."""
+
+
+Watch = Callable[[Iterable[Item]], Iterable[Item]]
 
 
 class GraphStore:
@@ -167,17 +170,19 @@ class StoreWriter:
                     shutil.copyfileobj(part, handle, 1 << 20)
 
 
-def prepare(data: DataConfig, graph: GraphConfig, progress: bool = False) -> GraphStore:
+def prepare(data: DataConfig, graph: GraphConfig, watch: Watch | None = None) -> GraphStore:
     """Return the prepared graphs of a file or folder, built once and found again by content.
 
     Args:
         data: Path, format and columns.
         graph: How neighbours are found.
-        progress: Whether to show a progress bar.
+        watch: Wraps the stream of crystals to show progress, such as ``tqdm``.
 
     Raises:
         DataError: The file as a whole can't be read, or no crystal in it can be used.
     """
+    # Opened before the key is made: the reader has the better words for a path that is wrong.
+    stream = read(data.path, data.format, data.id_column, data.structure_column)
     key = store_key(data, graph)
     path = cache_folder(data) / f"{key}.safetensors"
     if path.exists():
@@ -188,19 +193,17 @@ def prepare(data: DataConfig, graph: GraphConfig, progress: bool = False) -> Gra
             raise DataError(f"{path}: holds the graphs of something else")
         except DataError as error:
             _warn(f"{error}; it is built again")
-    stream = without_duplicates(read(data.path, data.format, data.id_column, data.structure_column))
     with StoreWriter(path, key) as writer:
-        used = _fill(writer, stream, GraphBuilder(graph), progress)
+        items = without_duplicates(stream)
+        used = _fill(writer, watch(items) if watch else items, GraphBuilder(graph))
         if not used:
             raise DataError(_nothing_usable(data.path, writer._set_aside))
     return GraphStore(path)
 
 
-def _fill(writer: StoreWriter, stream: Stream, builder: GraphBuilder, progress: bool) -> int:
-    from tqdm.auto import tqdm
-
+def _fill(writer: StoreWriter, stream: Iterable[Item], builder: GraphBuilder) -> int:
     used = 0
-    for item, arrays in build_graphs(tqdm(stream, desc="graphs", unit="crystal", disable=not progress), builder):
+    for item, arrays in build_graphs(stream, builder):
         if isinstance(item, SetAside):
             writer.skip(item)
         else:

@@ -91,7 +91,8 @@ def load_model(path: str | Path) -> tuple[CrystalGNN, ModelInfo]:
         expected = model.state_dict()
         model.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
-        raise CheckpointError(f"{path}: not a model this version can read: {error}") from None
+        why = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: not a model this version can read: {why}") from None
     _check_numbers(tensors, expected, path)
     return model.eval(), info
 

@@ -64,9 +64,7 @@ def _as_many_steps(config: Config, seed: int, factor: float) -> Config:
 def _fit_one(config: Config, dataset: CrystalDataset, parts: dict[str, Indices], folder: Path) -> list[Row]:
     model = fit(config, dataset, parts, folder, resume=True).model
     truth = {target.name: dataset.label(target, parts["test"]) for target in config.targets}
-    baselines = {
-        target.name: Baseline.fit(target, dataset.label(target, parts["train"])) for target in config.targets
-    }
+    baselines = {target.name: Baseline.fit(target, dataset.label(target, parts["train"])) for target in config.targets}
     scores = evaluate(config.targets, truth, predict_part(model, dataset, parts["test"]), baselines)
     return [
         {"target": name, "score": key, "value": value, "baseline": entries[f"baseline_{key}"]}

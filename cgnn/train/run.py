@@ -18,7 +18,7 @@ from cgnn.data.dataset import CrystalDataset, by_edges
 from cgnn.data.records import SetAside
 from cgnn.data.split import Split, split
 from cgnn.data.split import report as split_report
-from cgnn.data.store import prepare
+from cgnn.data.store import Watch, prepare
 from cgnn.data.tables import TableWriter, write_set_aside
 from cgnn.errors import CheckpointError, ConfigError, DataError
 from cgnn.files import write_json, write_text
@@ -84,7 +84,7 @@ def train(
     folder: str | Path,
     resume: bool = False,
     report: Report | None = None,
-    progress: bool = False,
+    watch: Watch | None = None,
 ) -> Run:
     """Read crystals, divide them, fit a network, score it, and leave everything in a folder.
 
@@ -93,7 +93,7 @@ def train(
         folder: New or empty, unless a run is resumed.
         resume: Go on with the run in the folder; a finished one is left as it is.
         report: Called with each epoch's row of the history.
-        progress: Whether to show a progress bar while graphs are built.
+        watch: Wraps the stream of crystals while graphs are built, to show progress.
 
     Raises:
         ConfigError: The folder holds something already, or the settings do not fit.
@@ -108,7 +108,7 @@ def train(
             _warn(f"{folder}: holds no training state yet; training starts from the beginning")
     if not config.data.path:
         raise ConfigError("data.path: not set; give the file, for example -o data.path=export.json.gz")
-    dataset = CrystalDataset(prepare(config.data, config.graph, progress), config.targets)
+    dataset = CrystalDataset(prepare(config.data, config.graph, watch), config.targets)
     for message in dataset.labels.warnings:
         _warn(message)
     summaries = dataset.summaries()

@@ -92,7 +92,7 @@ def test_odd_values_survive(tmp_path):
 
 def test_built_once(data, monkeypatch):
     first = prepare(data, GraphConfig())
-    monkeypatch.setattr(module, "read", None)  # would fail if it were read again
+    monkeypatch.setattr(module, "StoreWriter", None)  # would fail if they were built again
     second = prepare(data, GraphConfig())
     assert second.path == first.path
     assert_equal(first, second)

@@ -138,7 +138,6 @@ def roughness(
 @pytest.mark.parametrize("scan", SCANS)
 def test_the_default_has_no_large_steps_in_real_crystals(scan, real_crystals, rng):
     found = roughness(real_crystals, GraphConfig(), SCANS[scan], rng)
-    print("@", scan, np.sort(found.over_median)[-3:], np.sort(found.jump)[-3:])
     assert len(found.over_median) == 20
     assert found.over_median.max() <= LARGEST_STEP
     assert found.jump.max() < 0.2
@@ -147,7 +146,6 @@ def test_the_default_has_no_large_steps_in_real_crystals(scan, real_crystals, rn
 def test_the_plain_twelve_have_large_steps_in_real_crystals(real_crystals, rng):
     """Otherwise the test before could not fail."""
     found = roughness(real_crystals, GraphConfig(neighbors="cgcnn"), strained, rng)
-    print("@ cgcnn", np.sort(found.over_median)[-3:], np.sort(found.jump)[-3:])
     assert found.over_median.max() > LARGEST_STEP
     assert found.jump.max() > 0.9
 
@@ -175,7 +173,6 @@ SHARP = {
 @pytest.mark.parametrize("name", SMOOTH)
 def test_no_jumps(name, scan, embedded_crystals, rng):
     found = roughness(embedded_crystals, SMOOTH[name], SCANS[scan], rng)
-    print("@", name, scan, np.sort(found.over_median)[-3:], np.sort(found.jump)[-3:])
     assert found.jump.max() < 0.2
 
 
@@ -183,6 +180,5 @@ def test_no_jumps(name, scan, embedded_crystals, rng):
 def test_strategies_that_cut_do_jump(name, embedded_crystals, rng):
     """Otherwise the test before could not fail."""
     found = roughness(embedded_crystals, SHARP[name], one_atom_moved, rng)
-    print("@", name, np.sort(found.over_median)[-3:], np.sort(found.jump)[-3:])
     assert found.over_median.max() > LARGEST_STEP
     assert found.jump.max() > 0.9

@@ -312,7 +312,6 @@ def test_predictions_are_different_for_different_crystals(predictors):
 def test_predictions_do_not_depend_on_the_description(strategy, name, predictors, changed, seed):
     bounds = EXACTLY if name in EXACT else PERTURBED
     for dtype, difference in predictors[strategy].differences(changed(name, seed)).items():
-        print(f"@ {strategy} {name} {dtype} {difference:.1e}")
         assert difference <= bounds[dtype], dtype
 
 

@@ -58,7 +58,7 @@ def test_the_original_formula_with_one_matrix(train, graph):
         expected_messages[i] += 1 / (1 + torch.exp(-gate)) * torch.log1p(torch.exp(core))
     expected = torch.log1p(torch.exp(h + normalised(expected_messages, conv.norm, train)))
     got = conv(h, edge_index, e, torch.ones(E, 1, dtype=torch.float64))
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("residual", [True, False])
@@ -166,12 +166,12 @@ def test_the_blocks_start_as_the_undivided_matrix():
     for parameter in (conv.target.weight, conv.target.bias, conv.source.weight, conv.edge.weight):
         assert parameter.abs().max() <= bound
     for parameter in (conv.target.weight, conv.source.weight, conv.edge.weight):
-        assert parameter.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert parameter.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("option", ["pair_norm", "norm", "activation"])
 def test_unknown_names_are_refused(option):
-    with pytest.raises(ConfigError, match=r"unknown .* 'bath' .*known:"):
+    with pytest.raises(ConfigError, match=r"unknown .* 'bath'.*known: "):
         GatedConv(F, K, **{option: "bath"})
 
 
