@@ -72,7 +72,7 @@ class GraphConfig(_Strict):
     k: int = Field(default=12, ge=1, le=100)
     """Neighbours per atom that set the atom's own cutoff (``nearest``, ``shells``, ``cgcnn``)."""
     reach: float = Field(default=1.25, ge=1, le=3)
-    """``nearest``: cutoff of an atom as a multiple of the distance of its k-th neighbour."""
+    """``nearest``: cutoff of an atom as a multiple of the radius that holds k neighbours."""
     cutoff: float = Field(default=10.0, gt=0, le=30)
     """No neighbour lies beyond it (Å); the radius of ``radius``."""
     tolerance: float = Field(default=0.01, gt=0, le=0.5)

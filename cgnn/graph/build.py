@@ -24,8 +24,8 @@ class GraphBuilder:
     """Turns crystals into graphs.
 
     Args:
-        settings: How neighbours are found; the default is all neighbours within 1.25 times the distance
-            of the twelfth, under a smooth envelope.
+        settings: How neighbours are found; the default is all neighbours within 1.25 times the radius
+            that holds twelve, under a smooth envelope.
 
     Example:
         >>> from pymatgen.core import Lattice, Structure

@@ -116,14 +116,70 @@ def _grown(pos: Floats, lattice: Floats, settings: GraphConfig, factor: float) -
 
 
 def nearest(pos: Floats, lattice: Floats, settings: GraphConfig) -> Neighbors:
-    """All neighbours within ``reach`` times the distance of the k-th, fading to zero there.
+    r"""All neighbours within ``reach`` times the radius that holds k neighbours, fading to zero there.
 
-    The k-th distance is continuous in the positions and the same in every description of a crystal, so
-    with a smooth envelope the network's answer is invariant and continuous.
+    The radius is that of a smooth count: r_i with
+
+    .. math:: \sum_j S(d_{ij} / r_i)\, T(d_{ij}) = k - 1/2
+
+    where S falls smoothly from one to zero between 0.9 and 1.1, and T from one to zero below the largest
+    cutoff. It is nearly the distance of the k-th neighbour, but has no kinks where neighbours change places.
+    (Half a neighbour less than k, because between shells the count stays at a whole number and would leave
+    the radius open.) It is the same in every description of a crystal, so with a smooth envelope the
+    network's answer is invariant and continuous with its slope.
     """
-    found, kth = _grown(pos, lattice, settings, settings.reach)
-    reach = np.minimum(settings.reach * kth, settings.cutoff)
+    found, kth = _grown(pos, lattice, settings, max(settings.reach, 1 + _SOFT) / (1 - _SOFT))
+    reach = _bounded(settings.reach * _counted_radius(found, kth, settings), settings.cutoff)
     return found.keep(found.distance < reach[found.target], reach)
+
+
+_SOFT = 0.1
+"""Half the relative width over which a neighbour begins to count."""
+
+
+def _falling(x: Floats, start: float, stop: float) -> tuple[Floats, Floats]:
+    """Return a step from one (below start) to zero (above stop), twice continuously differentiable, and its slope."""
+    u = np.clip((x - start) / (stop - start), 0.0, 1.0)
+    return 1 - u**3 * (10 - 15 * u + 6 * u**2), -30 * u**2 * (1 - u) ** 2 / (stop - start)
+
+
+def _counted_radius(found: Neighbors, kth: Floats, settings: GraphConfig) -> Floats:
+    """Return the radius (N,) within which k - 1/2 neighbours lie, counted smoothly; ``inf`` where there are fewer.
+
+    Newton's method, kept inside a bracket by bisection.
+    """
+    fading = _falling(found.distance, 0.8 * settings.cutoff, settings.cutoff)[0]
+    counted = fading > 0
+    target, distance, fading = found.target[counted], found.distance[counted], fading[counted]
+    wanted = settings.k - 0.5
+    enough = np.bincount(target, weights=fading, minlength=len(kth)) > wanted
+    # Fewer than k neighbours count inside the lower end, all of the first k outside the upper one, fading aside.
+    low = np.where(enough, kth, 1.0) / (1 + _SOFT)
+    high = np.where(kth < 0.8 * settings.cutoff, kth, settings.cutoff) / (1 - _SOFT)
+    radius = 0.5 * (low + np.where(enough, kth, 1.0) / (1 - _SOFT))
+    is_settled = ~enough
+    for _ in range(60):
+        ratio = distance / radius[target]
+        counts, slopes = _falling(ratio, 1 - _SOFT, 1 + _SOFT)
+        excess = np.bincount(target, counts * fading, len(kth)) - wanted
+        slope = np.bincount(target, -slopes * fading * ratio, len(kth)) / radius
+        too_small = excess < 0
+        low, high = np.where(too_small, radius, low), np.where(too_small, high, radius)
+        step = radius - excess / np.maximum(slope, 1e-300)
+        new = np.where((step >= low) & (step <= high), step, 0.5 * (low + high))
+        # The error after a Newton step is of the order of its square: a step of 1e-8 leaves about 1e-14.
+        change = np.abs(new - radius)
+        radius = np.where(is_settled, radius, new)
+        is_settled |= change <= 1e-8 * radius
+        if is_settled.all():
+            break
+    return np.where(enough, radius, np.inf)
+
+
+def _bounded(reach: Floats, cutoff: float) -> Floats:
+    """Return ``min(reach, cutoff)`` with the corner rounded off between 0.8 and 1.2 of the cutoff."""
+    x = np.minimum(reach / cutoff, 1.2)
+    return cutoff * (x - np.maximum(x - 0.8, 0.0) ** 2 / 0.8)
 
 
 def shells(pos: Floats, lattice: Floats, settings: GraphConfig) -> Neighbors:

@@ -110,7 +110,7 @@ def _digits(value: float, low: float, high: float, count: int) -> list[float]:
     """Return a one-hot of ``count`` equal bins from low to high; outer values take the outer bins."""
     digits = [0.0] * count
     if math.isfinite(value):
-        digits[min(max(int((value - low) / (high - low) * count), 0), count - 1)] = 1.0
+        digits[min(max(int((value - low) / (high - low) * count + 1e-9), 0), count - 1)] = 1.0
     return digits
 
 
