@@ -132,7 +132,7 @@ class TrainConfig(_Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = Field(default=1, ge=1)
     nodes: int = Field(default=1, ge=1)
-    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; by default as many as the machine has."""
     tensorboard: bool = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +79,11 @@ def small_settings(export: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 @pytest.fixture(scope="session")
-def trained(small_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def trained(small_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small finished run; not to be changed."""
     from cgnn.config import build
     from cgnn.train import train
 
     folder = tmp_path_factory.mktemp("trained") / "run"
     train(build(small_settings), folder)
-    yield folder
+    return folder

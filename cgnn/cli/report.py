@@ -60,6 +60,7 @@ def describe(predictor: Predictor) -> str:
         f"network      width {info.config.model.width}, depth {info.config.model.depth}, {weights:,} weights",
         f"graphs       {graph.neighbors}, k {graph.k}, cutoff {graph.cutoff:g} Å",
         f"trained on   {info.summary.get('train', '?')} crystals, validated on {info.summary.get('val', 0)}",
+        "data         " + ", ".join(str(value) for value in info.source.values()),
         "elements     " + " ".join(Element.from_Z(z).symbol for z in info.elements),
         f"best epoch   {info.summary.get('epoch', '?')} of {info.config.train.epochs}",
         "made with    " + ", ".join(f"{name} {version}" for name, version in info.versions.items()),

@@ -56,7 +56,7 @@ def structure_from_cif(text: str) -> Structure:
     block = _parse(text)
     sites = _sites(block)
     operations = _operations(block, len(sites))
-    structure = _expand(_clean_text(block, sites, operations))
+    structure = _expand(_clean_text(block, sites, operations), _rounding(block))
     _check_formula(structure, block.data.get("_chemical_formula_sum"))
     return structure
 
@@ -205,11 +205,18 @@ def _cell_number(block: CifBlock, name: str) -> float:
     return value
 
 
-def _expand(text: str) -> Structure:
+def _rounding(block: CifBlock) -> float:
+    """Return the step of the last digit of the coordinates, within which 0.3333 means a third; at most 1e-4."""
+    numbers = (text.partition("(")[0] for name in _COORDINATES for text in _column(block, name))
+    digits = max(len(number.lower().partition("e")[0].partition(".")[2]) for number in numbers)
+    return min(10.0**-digits, 1e-4)
+
+
+def _expand(text: str, rounding: float) -> Structure:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is left to warn of, all was checked before
-            (found,) = _parser(text).parse_structures(primitive=False, on_error="raise")
+            (found,) = _parser(text, rounding).parse_structures(primitive=False, on_error="raise")
     except Exception as error:  # the parser raises whatever its own code meets
         if "Occupancy" in str(error):
             raise CrystalError("overlap", "two atoms of the CIF share one position") from None
@@ -220,9 +227,9 @@ def _expand(text: str) -> Structure:
     return build_structure(found.lattice.matrix, [species[atom] for atom in order], found.frac_coords[order])
 
 
-def _parser(text: str) -> CifParser:
+def _parser(text: str, rounding: float) -> CifParser:
     # coordinates of four digits land up to a few 1e-4 beside the special position they mean
-    return CifParser.from_str(text, check_cif=False, site_tolerance=1e-3)
+    return CifParser.from_str(text, check_cif=False, site_tolerance=1e-3, frac_tolerance=rounding)
 
 
 def _check_formula(structure: Structure, formula: Any) -> None:

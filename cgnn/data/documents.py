@@ -142,7 +142,9 @@ def _flatten(node: Mapping[str, Any], prefix: str, sites: int, values: dict[str,
 
 
 def _is_per_atom(value: Any, sites: int) -> bool:
-    return isinstance(value, list) and len(value) == sites and all(type(entry) in (int, float) for entry in value)
+    """Tell whether a value is a list with an entry for each atom; what the entries mean is the targets' business."""
+    is_list = isinstance(value, list) and len(value) == sites
+    return is_list and all(entry is None or isinstance(entry, str | bool | int | float) for entry in value)
 
 
 def _with_aliases(values: dict[str, Any]) -> dict[str, Any]:

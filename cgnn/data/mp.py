@@ -221,6 +221,18 @@ def fetch(
     return manifest
 
 
+def provenance(path: str | Path) -> dict[str, Any]:
+    """Return where an export comes from: its name and, from the manifest beside it, database version and licence."""
+    path = Path(path)
+    known: dict[str, Any] = {"file": path.name}
+    try:
+        manifest = orjson.loads(path.with_name(path.name + ".manifest.json").read_bytes())
+        known |= {key: manifest[key] for key in ("date", "database_version", "licence") if key in manifest}
+    except (OSError, ValueError, TypeError):
+        pass  # made by other means than fetch
+    return known
+
+
 def _check_output(output: Path) -> None:
     if not output.name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")):
         raise DataError(f"{output}: the file must end in .json, .jsonl, .json.gz or .jsonl.gz")

@@ -67,6 +67,11 @@ def _valence(element: Element) -> list[float]:
     return [float(count[orbital]) for orbital in "spdf"]
 
 
+def _block(element: Element) -> list[float]:
+    # pymatgen takes the block from the group, which puts helium among the p elements
+    return [float(("s" if element.Z == 2 else element.block) == block) for block in "spdf"]
+
+
 def _elements() -> list[Element]:
     return [Element.from_Z(z) for z in range(1, LAST_DESCRIBED + 1)]
 
@@ -98,7 +103,7 @@ def properties() -> Table:
             numbers = [_number(element, *spec) for spec in _CONTINUOUS.values()]
             numbers += [CovalentRadius.radius.get(element.symbol, math.nan), float(element.row)]
             numbers += [float(element.group), *_valence(element)]
-            rows.append(numbers + [float(element.block == block) for block in "spdf"])
+            rows.append(numbers + _block(element))
     raw = np.array(rows)
     known = np.isfinite(raw)
     scaled = np.where(known, (raw - np.nanmean(raw, axis=0)) / np.nanstd(raw, axis=0), 0.0)
@@ -139,7 +144,7 @@ def cgcnn() -> Table:
                 + _digits(sum(_valence(element)), 0.5, 12.5, 12)
                 + _digits(math.log(ionization), 1.3, 3.3, 10)
                 + _digits(_number(element, "electron_affinity", False), -3, 3.7, 10)
-                + [float(element.block == block) for block in "spdf"]
+                + _block(element)
                 + _digits(math.log(volume), 1.5, 4.3, 10)
             )
     return _by_atomic_number(np.array(rows))

@@ -23,6 +23,7 @@ from cgnn import config as configs
 from cgnn.config import Config
 from cgnn.errors import CheckpointError, ConfigError
 from cgnn.files import write_bytes
+from cgnn.graph.build import SCHEMA
 from cgnn.model import CrystalGNN
 
 VERSION = 1
@@ -44,6 +45,7 @@ class ModelInfo:
         elements: Atomic numbers that occurred in training.
         baselines: Target name -> what predicting the training mean needs (`cgnn.train.metrics.Baseline`).
         summary: Numbers of the training: crystals, epoch, validation scores.
+        source: Where the training crystals come from: file, and database version and licence where known.
         versions: Versions of the packages it was made with.
     """
 
@@ -51,6 +53,7 @@ class ModelInfo:
     elements: tuple[int, ...]
     baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(
         default_factory=lambda: {"cgnn": cgnn.__version__, "torch": str(torch.__version__)}
     )
@@ -61,6 +64,7 @@ def save_model(path: str | Path, model: CrystalGNN, info: ModelInfo) -> None:
     content = {
         "kind": "model",
         "version": VERSION,
+        "graph_schema": SCHEMA,
         **asdict(info),
         "config": info.config.model_dump(mode="json"),
     }
@@ -84,6 +88,7 @@ def load_model(path: str | Path) -> tuple[CrystalGNN, ModelInfo]:
             elements=tuple(int(z) for z in content["elements"]),
             baselines=dict(content["baselines"]),
             summary=dict(content["summary"]),
+            source=dict(content["source"]),
             versions=dict(content["versions"]),
         )
         with torch.device("meta"):  # takes no memory, whatever sizes the file asks for
@@ -114,6 +119,11 @@ def _upgraded(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
     if not isinstance(version, int) or version > VERSION or any(v not in UPGRADES for v in range(version, VERSION)):
         raise CheckpointError(
             f"{path}: model format {version}, this cgnn reads up to {VERSION}; install the cgnn it was made with"
+        )
+    if content.get("graph_schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path}: trained on graphs of schema {content.get('graph_schema')}, this cgnn builds {SCHEMA}; "
+            "install the cgnn it was made with"
         )
     while version < VERSION:
         content = UPGRADES[version](content)

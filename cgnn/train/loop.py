@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from cgnn.config import Config, TrainConfig
 from cgnn.data.dataset import CrystalDataset, by_edges
+from cgnn.data.mp import provenance
 from cgnn.errors import NumericsError, Stopped, choose
 from cgnn.model import CrystalGNN
 from cgnn.model.network import raw_outputs
@@ -160,8 +161,7 @@ class _Session:
         norm = self.fabric.clip_gradients(
             self.wrapped, self.optimizer, max_norm=self.settings.clip or math.inf, error_if_nonfinite=False
         )
-        if self.settings.precision != "16-mixed":  # there the scaler of the loss steps over what overflows
-            self._check(norm, indices, "gradient")
+        self._check(norm, indices, "gradient")
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
@@ -239,6 +239,7 @@ class _Session:
             elements=tuple(sorted(self.dataset.elements(self.parts["train"]))),
             baselines={name: baseline.to_dict() for name, baseline in self.baselines.items()},
             summary=summary,
+            source=provenance(self.config.data.path),
         )
 
     def _save_best(self, row: dict[str, float]) -> None:

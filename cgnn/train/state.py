@@ -69,6 +69,7 @@ class State:
             "config": self.config.model_dump(mode="json"),
             "data": self.data,
             "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
             "progress": vars(progress),
         }
         # The state last: killed between the two, a resumed run writes the history again.
@@ -109,6 +110,9 @@ class State:
             raise CheckpointError(f"{path}: can't resume with other settings: {lines}")
         if content.get("data") != self.data:
             raise CheckpointError(f"{path}: can't resume with other data or another split")
+        begun = str(content.get("torch"))
+        if begun.partition(".")[0] != torch.__version__.partition(".")[0]:
+            raise CheckpointError(f"{path}: begun with torch {begun}, can't resume with {torch.__version__}")
         if content.get("threads") != torch.get_num_threads():
             _warn(
                 f"resumed with {torch.get_num_threads()} threads, begun with {content.get('threads')}: "

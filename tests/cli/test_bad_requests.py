@@ -102,13 +102,13 @@ REQUESTS = {
         PREDICT + "{mess}/table.csv --structure-column cip",
         r"table\.csv: unknown column 'cip'; did you mean 'cif'\?",
     ),
-    "all bad": (PREDICT + "{mess}/mixed/bad.cif", r"none of the 1 crystals can be used; the first, bad"),
+    "all bad": (PREDICT + "{mess}/mixed/bad.cif", r"bad can't be used: the CIF has no atoms"),
     "no crystals to score": (EVALUATE + "{mess}/nothing", r"nothing: no crystals in the folder"),
     "no labels to score": (
         EVALUATE + "{mess}/nolabel.json",
         r"none of the 12 crystals .* no value of bulk_modulus\.vrh",
     ),
-    "cif has no labels": (EVALUATE + "{mess}/one.cif", r"one: no value of bulk_modulus\.vrh"),
+    "cif has no labels": (EVALUATE + "{mess}/one.cif", r"one can't be used: no value of bulk_modulus\.vrh"),
     # where predictions go
     "output of another kind": (
         "predict {model} {mess}/cifs --output {out}/p.xlsx",

@@ -336,3 +336,15 @@ def test_without_mp_api_it_says_what_to_install(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "mp_api.client", None)
     with pytest.raises(MissingPackageError, match=r'pip install "cgnn\[mp\]"'):
         mp.fetch(tmp_path / "a.json", api_key=KEY)
+
+
+def test_provenance_reads_the_manifest_beside_an_export(tmp_path: Path) -> None:
+    export = tmp_path / "export.json.gz"
+    assert mp.provenance(export) == {"file": "export.json.gz"}
+    manifest = tmp_path / "export.json.gz.manifest.json"
+    manifest.write_text(json.dumps({"database_version": "2026.04.1", "licence": "CC BY 4.0", "count": 3}))
+    assert mp.provenance(export) == {
+        "file": "export.json.gz", "database_version": "2026.04.1", "licence": "CC BY 4.0",
+    }  # fmt: skip
+    manifest.write_text("not json")
+    assert mp.provenance(export) == {"file": "export.json.gz"}

@@ -119,6 +119,7 @@ def test_values_keep_their_kind_and_their_nested_names(tmp_path: Path) -> None:
         elastic_tensor=[[1, 2], [3, 4]],
         three=[1, 2, 3],
         flags=[True, False],
+        gaps=[None, 0.5],
         k_text="12 GPa",
         deep={"a": {"b": {"c": 1.5}}},
         **{"@module": "os"},
@@ -133,6 +134,8 @@ def test_values_keep_their_kind_and_their_nested_names(tmp_path: Path) -> None:
         "is_metal": False,
         "magnetic": "FM",
         "charges": [1.0, -1],
+        "flags": [True, False],
+        "gaps": [None, 0.5],
         "k_text": "12 GPa",
         "deep.a.b.c": 1.5,
     }

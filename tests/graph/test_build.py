@@ -56,7 +56,7 @@ def test_rock_salt_by_hand():
     distances, counts = np.unique(graph.edge_vectors().norm(dim=1).numpy().round(9), return_counts=True)
     np.testing.assert_allclose(distances, 5.64 * np.sqrt([0.25, 0.5, 0.75]), rtol=1e-9)
     assert counts.tolist() == [48, 96, 64]
-    np.testing.assert_allclose(graph.reach, 1.25 * 5.64 / np.sqrt(2), rtol=1e-12)
+    np.testing.assert_allclose(graph.reach, 4.963016, rtol=1e-6)  # 6 + 12 S(5.64 / sqrt(2) / r) = 11.5 at r = 3.970413
 
 
 def test_positions_outside_the_cell_stay_where_they_are():

@@ -7,10 +7,11 @@ import pytest
 import vesin
 from ase import Atoms
 from ase.build import bulk
+from scipy.optimize import brentq
 
 from cgnn.config import GraphConfig
 from cgnn.errors import CrystalError
-from cgnn.graph.neighbors import NEIGHBORS, Neighbors, within
+from cgnn.graph.neighbors import NEIGHBORS, Neighbors, _bounded, within
 
 ODD_CELLS = {
     "one atom": (np.eye(3) * 2.9, np.zeros((1, 3))),
@@ -142,25 +143,46 @@ def test_a_cell_that_needs_too_many_images_is_refused_before_the_search(lattice,
 # nearest
 
 
-def brute_kth(atoms: Atoms, k: int) -> np.ndarray:
-    """Return the distance of each atom's k-th neighbour, from vesin's list with a generous cutoff."""
-    search = vesin.NeighborList(cutoff=14.0, full_list=True, n_threads=1)
+def smooth_step(x: np.ndarray, start: float, stop: float) -> np.ndarray:
+    u = np.clip((x - start) / (stop - start), 0, 1)
+    return 1 - (10 * u**3 - 15 * u**4 + 6 * u**5)
+
+
+def brute_radius(atoms: Atoms, k: int, cutoff: float = 10.0) -> np.ndarray:
+    """Return the radius that holds k - 1/2 neighbours by the smooth count, from vesin's list and scipy's root."""
+    search = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
     target, distance = search.compute(atoms.positions, np.array(atoms.cell), periodic=True, quantities="id")
-    return np.array([np.sort(distance[target == atom])[k - 1] for atom in range(len(atoms))])
+    fading = smooth_step(distance, 0.8 * cutoff, cutoff)
+
+    def radius(atom: int) -> float:
+        d, w = distance[target == atom], fading[target == atom]
+        if w.sum() <= k - 0.5:
+            return np.inf
+        return brentq(lambda r: np.sum(w * smooth_step(d / r, 0.9, 1.1)) - (k - 0.5), 0.3, 2 * cutoff, xtol=1e-13)
+
+    return np.array([radius(atom) for atom in range(len(atoms))])
 
 
 @pytest.mark.parametrize("reach", [1.0, 1.25, 1.6])
 @pytest.mark.parametrize("k", [1, 5, 12, 20])
-def test_nearest_keeps_all_within_reach_times_the_kth_distance(k, reach, embedded_documents):
+def test_nearest_keeps_all_within_reach_times_the_radius_that_holds_k(k, reach, embedded_documents):
     for atoms in map(crystal, embedded_documents[::60]):
         found = find("nearest", atoms, k=k, reach=reach)
-        expected = reach * brute_kth(atoms, k)
-        np.testing.assert_allclose(found.reach, expected, rtol=1e-12)
-        everyone = within(atoms.positions, np.array(atoms.cell), 1.001 * expected.max())
+        np.testing.assert_allclose(found.reach, reach * brute_radius(atoms, k), rtol=1e-10)
+        everyone = within(atoms.positions, np.array(atoms.cell), 1.001 * found.reach.max())
         inside = everyone.distance < found.reach[everyone.target]
         assert pairs(found.source, found.target, found.shift) == pairs(
             everyone.source[inside], everyone.target[inside], everyone.shift[inside]
         )
+
+
+def test_the_radius_lies_near_the_kth_distance(embedded_documents):
+    for atoms in map(crystal, embedded_documents[::60]):
+        found = find("nearest", atoms, k=12, reach=1.0)
+        all_pairs = within(atoms.positions, np.array(atoms.cell), 8.0)
+        for atom in range(len(atoms)):
+            kth = np.sort(all_pairs.distance[all_pairs.target == atom])[11]
+            assert kth / 1.1 < found.reach[atom] < kth / 0.9
 
 
 def uneven() -> list[Atoms]:
@@ -175,10 +197,12 @@ def uneven() -> list[Atoms]:
 @pytest.mark.parametrize("atoms", uneven(), ids=lambda atoms: str(atoms.symbols))
 def test_nearest_grows_its_search_in_uneven_crystals(atoms):
     found = find("nearest", atoms, k=3, cutoff=14.0)
-    far = vesin.NeighborList(cutoff=30.0, full_list=True, n_threads=1)
+    far = vesin.NeighborList(cutoff=14.0, full_list=True, n_threads=1)
     target, distance = far.compute(atoms.positions, np.array(atoms.cell), periodic=True, quantities="id")
-    kth = np.array([np.sort(distance[target == atom])[2] for atom in range(len(atoms))])
-    np.testing.assert_allclose(found.reach, np.minimum(1.25 * kth, 14.0), rtol=1e-12)
+    wanted = 1.25 * brute_radius(atoms, 3, cutoff=14.0)
+    is_plain = wanted < 0.8 * 14.0  # above, the largest cutoff takes over smoothly
+    np.testing.assert_allclose(found.reach[is_plain], wanted[is_plain], rtol=1e-10)
+    assert np.all(found.reach[~is_plain] <= 14.0)
     # A pair exactly at the reach has weight zero, so rounding may keep it or not.
     limit = found.reach[target]
     assert np.sum(distance < limit - 1e-9) <= len(found.source) <= np.sum(distance < limit + 1e-9)
@@ -186,10 +210,21 @@ def test_nearest_grows_its_search_in_uneven_crystals(atoms):
 
 def test_nearest_is_capped_by_the_cutoff():
     copper = bulk("Cu", a=3.6)  # 12 neighbours at 2.546 Å, 6 at 3.6 Å
-    assert find("nearest", copper).reach == pytest.approx(1.25 * 3.6 / 2**0.5)
-    capped = find("nearest", copper, cutoff=3.0)
-    assert capped.reach.tolist() == [3.0]
+    # 12 S(2.546 / r) = 11.5
+    radius = brentq(lambda r: 12 * smooth_step(np.array([3.6 / 2**0.5 / r]), 0.9, 1.1)[0] - 11.5, 2.0, 3.5)
+    assert find("nearest", copper).reach == pytest.approx(1.25 * radius)
+    capped = find("nearest", copper, cutoff=2.6)
+    assert capped.reach == pytest.approx([2.6], rel=1e-12)
     assert counts(capped, copper) == [12]
+
+
+def test_the_largest_cutoff_takes_over_without_a_corner():
+    reach = np.linspace(5.0, 15.0, 100_001)
+    bounded = _bounded(reach, 10.0)
+    assert np.all(bounded[reach <= 8.0] == pytest.approx(reach[reach <= 8.0]))
+    assert bounded[reach >= 12.0] == pytest.approx(10.0)
+    slopes = np.diff(bounded) / np.diff(reach)
+    assert np.abs(np.diff(slopes)).max() < 1e-4  # the slope falls from 1 to 0 over 40,000 of these steps
 
 
 def test_an_isolated_atom_has_no_neighbours_and_the_cutoff_as_reach():
@@ -210,6 +245,13 @@ def test_fewer_than_k_within_the_cutoff_are_all_kept():
 
 
 # cgcnn
+
+
+def brute_kth(atoms: Atoms, k: int) -> np.ndarray:
+    """Return the distance of each atom's k-th neighbour, from vesin's list with a generous cutoff."""
+    search = vesin.NeighborList(cutoff=14.0, full_list=True, n_threads=1)
+    target, distance = search.compute(atoms.positions, np.array(atoms.cell), periodic=True, quantities="id")
+    return np.array([np.sort(distance[target == atom])[k - 1] for atom in range(len(atoms))])
 
 
 def test_cgcnn_keeps_the_k_nearest(embedded_documents):

@@ -325,9 +325,6 @@ def test_cells_do_change(crystals, changed, seed):
     assert (sizes("primitive cell") <= before).all()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="cgnn.data.cif lets pymatgen round 0.66665 to 2/3 in files of any number of digits"
-)
 def test_a_cif_with_ten_digits_keeps_atoms_near_thirds():
     # Rigid translations of a crystal bring one coordinate in a few hundred into this range, which moves atoms by up
     # to 1e-4 of the cell against each other; ZrV2 (mp-258) so moved is predicted 1.4e-5 differently.

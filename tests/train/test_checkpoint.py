@@ -283,8 +283,15 @@ def test_text_of_the_header_is_json(path):
     description = json.loads(header["__metadata__"]["cgnn"])
     assert set(description) == {"checksum", "content"}
     assert set(description["content"]) == {
-        "kind", "version", "config", "elements", "baselines", "summary", "versions",
+        "kind", "version", "graph_schema", "config", "elements", "baselines", "summary", "source", "versions",
     }  # fmt: skip
+
+
+def test_a_model_of_other_graphs_is_refused(path, monkeypatch):
+    # Their meaning has changed, so the numbers would be wrong without a sign of it.
+    monkeypatch.setattr("cgnn.train.checkpoint.SCHEMA", 99)
+    with pytest.raises(CheckpointError, match="graphs of schema 1, this cgnn builds 99"):
+        load_model(path)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), "x", None])
