@@ -24,7 +24,7 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 
 notebooks: .venv/.dev      ## execute the notebooks and store their output
-	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(BIN)/python -m pytest --nbmake --overwrite notebooks
 
 data: .venv/.demo          ## make the embedded data set again
 	$(BIN)/python data/make_elasticity_emt.py

@@ -9,6 +9,7 @@ materials are predicted.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,16 @@ from cgnn.train.metrics import learned_unit, to_text
 ROOT = Path(__file__).parents[1]
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run all steps one after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
-    folder = parser.parse_args().output
-    data = f"data.path={ROOT / 'data' / 'elasticity-emt.json.gz'}"
-    settings = config.load(ROOT / "configs" / "demo.yaml", [data])
+    parser.add_argument("--epochs", type=int, help="fewer or more than configs/demo.yaml says")
+    arguments = parser.parse_args(words)
+    folder = arguments.output
+    overrides = [f"data.path={ROOT / 'data' / 'elasticity-emt.json.gz'}"]
+    overrides += [f"train.epochs={arguments.epochs}"] if arguments.epochs else []
+    settings = config.load(ROOT / "configs" / "demo.yaml", overrides)
 
     print(f"1. Training: {settings.train.epochs} epochs")
     run = train(settings, folder, report=_every(20))
@@ -43,7 +47,7 @@ def main() -> None:
     print(f"\nPictures: {', '.join(str(path) for path in sorted(folder.glob('*.png')))}")
 
 
-def _every(epochs: int) -> object:
+def _every(epochs: int) -> Callable[[dict[str, float]], None]:
     def report(row: dict[str, float]) -> None:
         if row["epoch"] % epochs == 0:
             print(f"   epoch {row['epoch']:4.0f}   train {row['train_loss']:.3f}   val {row['val_score']:.3f}")

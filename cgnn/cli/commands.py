@@ -169,13 +169,16 @@ def fetch(
     output: Annotated[Path, typer.Argument(help="File to write (.json.gz or .jsonl.gz).")],
     fields: Annotated[str, typer.Option(help="Fields, separated by commas; '' for the usual ones.")] = "",
     elasticity: Annotated[bool, typer.Option("--elasticity/--all", help="Only crystals with elastic moduli.")] = True,
+    include_gnome: Annotated[bool, typer.Option("--include-gnome", help="Also GNoME's (CC BY-NC).")] = False,
 ) -> None:
     """Download an export from the Materials Project (API key in MP_API_KEY)."""
     from cgnn.data.mp import FIELDS
     from cgnn.data.mp import fetch as fetch_export
 
     names = [name.strip() for name in fields.split(",") if name.strip()]
-    manifest = fetch_export(output, {"k_vrh": (0, 1000)} if elasticity else {}, names or FIELDS)
+    manifest = fetch_export(
+        output, {"k_vrh": (0, 1000)} if elasticity else {}, names or FIELDS, include_gnome=include_gnome
+    )
     say(f"{_crystals_text(manifest['count'])}: {output}")
 
 
