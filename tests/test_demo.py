@@ -16,7 +16,8 @@ PICTURES = ["history.png", "learning_curve.png", "parity_bulk_modulus.png", "par
 @pytest.fixture(scope="module")
 def demo() -> ModuleType:
     spec = importlib.util.spec_from_file_location("demo", ROOT / "examples" / "demo.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

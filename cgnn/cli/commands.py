@@ -172,13 +172,12 @@ def fetch(
     include_gnome: Annotated[bool, typer.Option("--include-gnome", help="Also GNoME's (CC BY-NC).")] = False,
 ) -> None:
     """Download an export from the Materials Project (API key in MP_API_KEY)."""
-    from cgnn.data.mp import FIELDS
+    from cgnn.data.mp import ELASTIC, FIELDS
     from cgnn.data.mp import fetch as fetch_export
 
     names = [name.strip() for name in fields.split(",") if name.strip()]
-    manifest = fetch_export(
-        output, {"k_vrh": (0, 1000)} if elasticity else {}, names or FIELDS, include_gnome=include_gnome
-    )
+    query = ELASTIC if elasticity else {}
+    manifest = fetch_export(output, query, names or FIELDS, include_gnome=include_gnome)
     say(f"{_crystals_text(manifest['count'])}: {output}")
 
 

@@ -248,24 +248,24 @@ def test_commands_are_short() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "query", "fields"),
+    ("options", "query", "fields", "gnome"),
     [
-        ([], {"k_vrh": (0, 1000)}, None),
-        (["--all"], {}, None),
-        (["--fields", "structure, band_gap"], {"k_vrh": (0, 1000)}, ["structure", "band_gap"]),
+        ([], {"k_vrh": (0, 1000)}, None, False),
+        (["--all", "--include-gnome"], {}, None, True),
+        (["--fields", "structure, band_gap"], {"k_vrh": (0, 1000)}, ["structure", "band_gap"], False),
     ],
 )
 def test_fetch_asks_for_what_was_said(
-    options: list[str], query: object, fields: object, cgnn: Run, monkeypatch: pytest.MonkeyPatch
+    options: list[str], query: object, fields: object, gnome: bool, cgnn: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The download itself is tested in tests/data/test_mp.py."""
     from cgnn.data import mp
 
     asked: list[object] = []
-    monkeypatch.setattr(mp, "fetch", lambda *arguments: asked.extend(arguments) or {"count": 1200})
+    monkeypatch.setattr(mp, "fetch", lambda *words, **named: asked.extend([*words, named]) or {"count": 1200})
     done = cgnn("fetch", "export.json.gz", *options)
     assert (done.code, done.out, done.err) == (0, "", "1,200 crystals: export.json.gz\n")
-    assert asked == [Path("export.json.gz"), query, fields or mp.FIELDS]
+    assert asked == [Path("export.json.gz"), query, fields or mp.FIELDS, {"include_gnome": gnome}]
 
 
 def test_scores_of_targets_whose_names_begin_alike_stay_apart() -> None:
