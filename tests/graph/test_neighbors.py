@@ -7,6 +7,7 @@ import pytest
 import vesin
 from ase import Atoms
 from ase.build import bulk
+from crystals import crystal
 from scipy.optimize import brentq
 
 from cgnn.config import GraphConfig
@@ -88,16 +89,6 @@ def real_documents(folder: Any) -> list[dict[str, Any]]:
     import orjson
 
     return orjson.loads(gzip.decompress((folder / "elasticity.json.gz").read_bytes()))
-
-
-def crystal(document: dict[str, Any]) -> Atoms:
-    sites = document["structure"]["sites"]
-    return Atoms(
-        [site["species"][0]["element"] for site in sites],
-        scaled_positions=[site["abc"] for site in sites],
-        cell=document["structure"]["lattice"]["matrix"],
-        pbc=True,
-    )
 
 
 def find(neighbors: str, atoms: Atoms, **settings: Any) -> Neighbors:

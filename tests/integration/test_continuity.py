@@ -14,6 +14,7 @@ import orjson
 import pytest
 import torch
 from ase import Atoms
+from crystals import crystal
 
 from cgnn.config import GraphConfig, ModelConfig
 from cgnn.data.dataset import collate
@@ -27,16 +28,6 @@ Track = Callable[[float], Atoms]
 STEPS = 400
 LARGEST_STEP = 20
 """Times the median step: a slope that grows from zero gives 2."""
-
-
-def crystal(document: dict[str, Any]) -> Atoms:
-    sites = document["structure"]["sites"]
-    return Atoms(
-        [site["species"][0]["element"] for site in sites],
-        scaled_positions=[site["abc"] for site in sites],
-        cell=document["structure"]["lattice"]["matrix"],
-        pbc=True,
-    )
 
 
 def one_atom_moved(atoms: Atoms, rng: np.random.Generator) -> Track:

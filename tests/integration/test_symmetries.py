@@ -10,7 +10,6 @@ import functools
 import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import orjson
@@ -20,6 +19,7 @@ import torch
 from ase import Atoms
 from ase.build import make_supercell
 from ase.geometry import wrap_positions
+from crystals import crystal
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.io.cif import CifWriter
 
@@ -44,16 +44,6 @@ STRATEGIES = {
     "cgcnn": GraphConfig(neighbors="cgcnn"),
 }
 INVARIANT = [name for name in STRATEGIES if name != "cgcnn"]
-
-
-def crystal(document: dict[str, Any]) -> Atoms:
-    sites = document["structure"]["sites"]
-    return Atoms(
-        [site["species"][0]["element"] for site in sites],
-        scaled_positions=[site["abc"] for site in sites],
-        cell=document["structure"]["lattice"]["matrix"],
-        pbc=True,
-    )
 
 
 # Changes of the description alone: all they do to the distances is rounding.
