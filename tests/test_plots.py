@@ -202,7 +202,7 @@ def test_neighbor_envelope_counts_shells():
     )
     (axes,) = figure.axes
     assert axes.get_xlabel() == "distance (Å)"
-    assert texts(axes).split("\n") == ["×8", "×6", "k-th neighbour", "reach"]  # noqa: RUF001
+    assert texts(axes).split("\n") == ["×8", "×6", "holds k", "reach"]  # noqa: RUF001
     assert axes.lines[0].get_xdata().max() <= 3.575
 
 

@@ -72,7 +72,7 @@ def neighbor_envelope(
     Args:
         distances: Distances of the neighbours, Å.
         weights: Their weights, 0 to 1.
-        kth: Distance of the k-th neighbour, Å.
+        kth: Radius that holds k neighbours, Å.
         reach: Distance at which the weight has faded to zero, Å.
         envelope: Weight as a function of distance (Å), drawn as a line.
         title: The title.
@@ -91,7 +91,7 @@ def neighbor_envelope(
         for distance, weight, count in _shells(d, w):
             name = f"\N{MULTIPLICATION SIGN}{count}"
             axes.annotate(name, (distance, weight), (0, 7), ha="center", fontsize=9, **above)
-        for place, name in ((kth, "k-th neighbour"), (reach, "reach")):
+        for place, name in ((kth, "holds k"), (reach, "reach")):
             if place is not None and np.isfinite(place):
                 axes.axvline(place, color=COLORS[1], linestyle=DASHED, linewidth=1.1, zorder=0)
                 axes.annotate(name, (place, 1.16), (-4, 0), color=COLORS[1], ha="right", **above)
