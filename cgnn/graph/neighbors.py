@@ -22,6 +22,8 @@ Ints = NDArray[np.int64]
 _PERIODIC = np.ones(3, dtype=np.int64)
 _MAX_IMAGES = 5_000_000
 """Atoms in the images of the cell that a search may have to look at."""
+_LARGE = 1000
+"""Cells of more atoms are looked at for crowded corners before a search."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,23 @@ def _check_images(atoms: int, lattice: Floats, cutoff: float) -> None:
         )
 
 
+def _check_pairs(pos: Floats, lattice: Floats, cutoff: float, limit: int) -> None:
+    """Refuse a search that would find far more pairs than a graph may have edges, before its memory is taken.
+
+    The mean density tells it, and for large cells, which may be crowded in one corner, a search with half the cutoff.
+    """
+    atoms = len(pos)
+    expected = 4 / 3 * np.pi * cutoff**3 * atoms**2 / abs(np.linalg.det(lattice))
+    if atoms > _LARGE:
+        expected = max(expected, 8 * len(within(pos, lattice, cutoff / 2).source))
+    if expected > max(4 * limit, 1_000_000):
+        raise CrystalError(
+            "too_large",
+            f"about {expected:.2g} pairs of atoms lie within {cutoff:.1f} Å; "
+            f"that can't end below the limit of {limit} edges (graph.max_edges)",
+        )
+
+
 def _cutoff_from_density(atoms: int, lattice: Floats, k: int, reach: float) -> float:
     """Return the radius (Å) of a sphere that holds k atoms on average, with a margin for uneven ones."""
     volume_per_atom = abs(np.linalg.det(lattice)) / atoms
@@ -106,6 +125,7 @@ def _grown(pos: Floats, lattice: Floats, settings: GraphConfig, factor: float) -
     atoms = len(pos)
     cutoff = min(_cutoff_from_density(atoms, lattice, settings.k, factor), settings.cutoff)
     while True:
+        _check_pairs(pos, lattice, cutoff, settings.max_edges)
         found = within(pos, lattice, cutoff)
         kth = _kth_distance(found, atoms, settings.k)
         needed = factor * kth.max()
@@ -194,6 +214,7 @@ def shells(pos: Floats, lattice: Floats, settings: GraphConfig) -> Neighbors:
 
 def radius(pos: Floats, lattice: Floats, settings: GraphConfig) -> Neighbors:
     """All neighbours within the cutoff, fading to zero there."""
+    _check_pairs(pos, lattice, settings.cutoff, settings.max_edges)
     found = within(pos, lattice, settings.cutoff)
     return found.keep(found.distance < settings.cutoff, np.full(len(pos), settings.cutoff))
 

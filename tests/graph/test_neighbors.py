@@ -131,6 +131,35 @@ def test_a_cell_that_needs_too_many_images_is_refused_before_the_search(lattice,
     assert caught.value.code == "cell_shape"
 
 
+def crowded_corner() -> Atoms:
+    """A dense block in a large empty cell: the mean density promises a small search, which would take gigabytes."""
+    grid = 0.6 * np.stack(np.meshgrid(*[np.arange(17)] * 3), axis=-1).reshape(-1, 3)
+    return Atoms(f"H{len(grid)}He", positions=[*grid, [30, 30, 30]], cell=np.eye(3) * 42, pbc=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "atoms", "settings"),
+    [
+        ("nearest", crowded_corner(), {}),
+        ("shells", crowded_corner(), {}),
+        ("cgcnn", crowded_corner(), {}),
+        ("radius", bulk("Cu", cubic=True).repeat(12), {"cutoff": 20.0}),
+    ],
+)
+def test_a_search_for_too_many_pairs_is_refused_before_it(name, atoms, settings, monkeypatch):
+    found: list[int] = []
+
+    def counted(*words: Any) -> Neighbors:
+        found.append(len((pairs := within(*words)).source))
+        return pairs
+
+    monkeypatch.setattr("cgnn.graph.neighbors.within", counted)
+    with pytest.raises(CrystalError, match=r"pairs of atoms lie within .* \(graph.max_edges\)") as caught:
+        find(name, atoms, **settings)
+    assert caught.value.code == "too_large"
+    assert sum(found) < 8_000_000
+
+
 # nearest
 
 
