@@ -56,6 +56,14 @@ class Predictions:
         """Return the columns of a table: ``material_id``, the predictions, ``flags``."""
         return {"material_id": self.ids, **self.columns, "flags": self.flags}
 
+    def flagged(self) -> dict[str, list[str]]:
+        """Return each flag with the ids of the crystals that have it."""
+        found: dict[str, list[str]] = {}
+        for material_id, flag in zip(self.ids, self.flags, strict=True):
+            if flag:
+                found.setdefault(flag, []).append(material_id)
+        return found
+
     def to_frame(self) -> pd.DataFrame:
         """Return a table with a row per crystal; ``attrs["units"]`` holds the units."""
         import pandas as pd
@@ -153,21 +161,21 @@ class Predictor:
         for piece, _ in self._pieces(items):
             yield piece
 
-    def write(self, items: Iterable[Item], path: str | Path) -> tuple[int, list[SetAside], dict[str, int]]:
+    def write(self, items: Iterable[Item], path: str | Path) -> tuple[int, list[SetAside], dict[str, list[str]]]:
         """Predict a stream of crystals into a CSV or Parquet file.
 
         Crystals that were set aside are listed in ``<stem>.set_aside.csv`` beside it.
 
         Returns:
-            Number of rows, the crystals set aside, and how often each flag occurs.
+            Number of rows, the crystals set aside, and each flag with the ids of its crystals.
         """
         path = Path(path)
-        rows, set_aside, flags = 0, [], dict[str, int]()
+        rows, set_aside, flags = 0, [], dict[str, list[str]]()
         with TableWriter(path, self.units) as table:
             for piece in self.stream(items):
                 set_aside += piece.set_aside
-                for flag in filter(None, piece.flags):
-                    flags[flag] = flags.get(flag, 0) + 1
+                for flag, ids in piece.flagged().items():
+                    flags.setdefault(flag, []).extend(ids)
                 if len(piece):
                     table.add(piece.table())
                     rows += len(piece)

@@ -213,7 +213,7 @@ def test_written_tables(predictor, structures, expected, tmp_path, monkeypatch, 
     path = tmp_path / f"out.{ending}"
     strange = Structure(Lattice.cubic(3.0), ["W"], [[0, 0, 0]])
     rows, aside, flags = predictor.write(from_structures([OVERLAP, *structures, strange]), path)
-    assert (rows, len(aside), flags) == (41, 1, {"elements not in training: W": 1})
+    assert (rows, len(aside), flags) == (41, 1, {"elements not in training: W": ["crystal-41"]})
     frame = pd.read_csv(path, keep_default_na=False) if ending == "csv" else pd.read_parquet(path)
     assert frame.columns.tolist() == ["material_id", *NAMES, "flags"]
     assert frame["material_id"].tolist() == [f"crystal-{row}" for row in range(1, 42)]

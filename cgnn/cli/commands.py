@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,7 +126,7 @@ def evaluate(
     result = predictor.evaluate(_crystals(data, format, id_column, structure_column))
     write_evaluation(result, predictor, output)
     _print_metrics({"": result.metrics}, predictor.info.config)
-    _say_flags(result.predictions.flags)
+    _say_flags(result.predictions.flagged())
     say(f"results: {output}")
     _finish(len(result.predictions), result.predictions.set_aside, output / "set_aside.csv", strict)
 
@@ -150,7 +150,7 @@ def predict(
     predictor = Predictor.load(model, device)
     items = _crystals(data, format, id_column, structure_column)
     rows, set_aside, flags = predictor.write(items, output)
-    _say_flags(flag for flag, count in flags.items() for _ in range(count))
+    _say_flags(flags)
     say(f"predictions: {output}")
     _finish(rows, set_aside, output.with_name(f"{output.stem}.set_aside.csv"), strict)
 
@@ -275,14 +275,14 @@ def _print_metrics(metrics: dict[str, Any], config: Config) -> None:
         show(f"{part}\n{to_text(scores, config.targets)}\n" if part else to_text(scores, config.targets))
 
 
-def _say_flags(flags: Iterable[str]) -> None:
-    from collections import Counter
-
-    counts = Counter(filter(None, flags))
-    for flag, count in counts.most_common(_LISTED):
-        say(f"warning: {_crystals_text(count)}: {flag}")
-    if len(counts) > _LISTED:
-        rest = sum(count for _, count in counts.most_common()[_LISTED:])
+def _say_flags(flags: Mapping[str, Sequence[str]]) -> None:
+    """Say each flag with the crystals that have it; the column ``flags`` holds all."""
+    said = sorted(flags.items(), key=lambda pair: -len(pair[1]))
+    for flag, ids in said[:_LISTED]:
+        others = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+        say(f"warning: {', '.join(ids[:3])}{others}: {flag}")
+    if len(said) > _LISTED:
+        rest = sum(len(ids) for _, ids in said[_LISTED:])
         say(f"warning: {_crystals_text(rest)} with other flags: column 'flags'")
 
 
