@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,7 @@ from cgnn.data.records import Item, Record, SetAside, Value, read, without_dupli
 from cgnn.errors import CrystalError, DataError
 from cgnn.files import replacing, writing
 from cgnn.graph.build import GraphBuilder, fingerprint
-from cgnn.graph.fields import FIELDS, Arrays
+from cgnn.graph.fields import FIELDS, Arrays, validate
 
 FORMAT = "cgnn-graphs-1"
 _DTYPES = {"float64": "F64", "int64": "I64", "int32": "I32", "int16": "I16", "uint8": "U8"}
@@ -129,7 +130,8 @@ class StoreWriter:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, record: Record, arrays: Arrays) -> None:
-        """Append one crystal."""
+        """Append one crystal; its fields are checked, so that what is read back can be trusted."""
+        validate(arrays)
         text = json.dumps([record.material_id, record.source, record.values]).encode()
         for name in FIELDS:
             self._append(name, arrays[name])
@@ -192,7 +194,7 @@ def prepare(data: DataConfig, graph: GraphConfig, watch: Watch | None = None) ->
                 return store
             raise DataError(f"{path}: holds the graphs of something else")
         except DataError as error:
-            _warn(f"{error}; it is built again")
+            warnings.warn(f"{error}; it is built again", stacklevel=2)
     with StoreWriter(path, key) as writer:
         items = without_duplicates(stream)
         used = _fill(writer, watch(items) if watch else items, GraphBuilder(graph))
@@ -267,12 +269,6 @@ def _nothing_usable(path: str, set_aside: list[SetAside]) -> str:
         f"{path}: no crystal can be used ({len(set_aside)} set aside; "
         f"the first, {first.material_id or first.source}: {first.reason})"
     )
-
-
-def _warn(message: str) -> None:
-    import warnings
-
-    warnings.warn(message, stacklevel=3)
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

@@ -25,6 +25,7 @@ from cgnn.errors import CheckpointError, ConfigError
 from cgnn.files import write_bytes
 from cgnn.graph.build import SCHEMA
 from cgnn.model import CrystalGNN
+from cgnn.model.embed import ELEMENT_TABLE_VERSION
 
 VERSION = 1
 """Version of the model file; raise it with every change and add the upgrade from the one before."""
@@ -46,7 +47,7 @@ class ModelInfo:
         baselines: Target name -> what predicting the training mean needs (`cgnn.train.metrics.Baseline`).
         summary: Numbers of the training: crystals, epoch, validation scores.
         source: Where the training crystals come from: file, and database version and licence where known.
-        versions: Versions of the packages it was made with.
+        versions: Versions of the packages and of the element tables it was made with.
     """
 
     config: Config
@@ -55,7 +56,11 @@ class ModelInfo:
     summary: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(
-        default_factory=lambda: {"cgnn": cgnn.__version__, "torch": str(torch.__version__)}
+        default_factory=lambda: {
+            "cgnn": cgnn.__version__,
+            "torch": str(torch.__version__),
+            "element tables": str(ELEMENT_TABLE_VERSION),
+        }
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,12 +106,12 @@ def train(
     if first:
         _check_folder(folder, resume)
         if resume and not is_begun:
-            _warn(f"{folder}: holds no training state yet; training starts from the beginning")
+            warnings.warn(f"{folder}: holds no training state yet; training starts from the beginning", stacklevel=2)
     if not config.data.path:
         raise ConfigError("data.path: not set; give the file, for example -o data.path=export.json.gz")
     dataset = CrystalDataset(prepare(config.data, config.graph, watch), config.targets)
     for message in dataset.labels.warnings:
-        _warn(message)
+        warnings.warn(message, stacklevel=2)
     summaries = dataset.summaries()
     parts = split(config.data.split, summaries)
     if first and not is_begun:  # a run that can't be resumed with these settings keeps its own
@@ -196,9 +197,3 @@ def _read_metrics(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: could not be read: {error}") from None
-
-
-def _warn(message: str) -> None:
-    import warnings
-
-    warnings.warn(message, stacklevel=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,10 @@ class State:
         if begun.partition(".")[0] != torch.__version__.partition(".")[0]:
             raise CheckpointError(f"{path}: begun with torch {begun}, can't resume with {torch.__version__}")
         if content.get("threads") != torch.get_num_threads():
-            _warn(
+            warnings.warn(
                 f"resumed with {torch.get_num_threads()} threads, begun with {content.get('threads')}: "
-                "the last bits of the weights will differ from an unbroken run (set train.threads)"
+                "the last bits of the weights will differ from an unbroken run (set train.threads)",
+                stacklevel=3,
             )
 
 
@@ -132,9 +134,3 @@ def data_key(dataset: CrystalDataset, parts: dict[str, NDArray[Any]]) -> str:
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _warn(message: str) -> None:
-    import warnings
-
-    warnings.warn(message, stacklevel=4)
