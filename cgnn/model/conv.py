@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_geometric.utils import scatter
 
 from cgnn.errors import choose
+from cgnn.model.gate import ACTIVATIONS as FUSED_ACTIVATIONS
+from cgnn.model.gate import MAX_WIDTH, Affine, EdgePlan, gated_messages
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -26,6 +28,28 @@ class BatchNorm(nn.BatchNorm1d):
             )
         return super().forward(x)
 
+    def as_affine(self, count: int) -> Affine:
+        """Return the normalisation of ``count`` rows as an affine map."""
+        is_fixed = not self.training or count < 2
+        mean, variance = (self.running_mean, self.running_var) if is_fixed else (None, None)
+        return Affine(self.weight, self.bias, mean, variance, self.eps)
+
+    def follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running statistics towards those of a batch of ``count`` rows, as training does.
+
+        Args:
+            mean: Mean over the rows (F,).
+            variance: Biased variance over the rows (F,).
+            count: Number of rows.
+        """
+        if not self.training or count < 2:
+            return
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        self.num_batches_tracked += 1
+
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": BatchNorm,
@@ -38,6 +62,23 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "relu": nn.ReLU,
 }
+
+
+@dataclass
+class Edges:
+    """The edges of a batch, the same for every convolution.
+
+    Args:
+        index: Source and target atoms (2, E), sorted by target.
+        weight: Envelope (E, 1).
+        features: Edge features (E, K); None where a plan is given.
+        plan: The edges as the compiled kernel wants them, where it serves.
+    """
+
+    index: Tensor
+    weight: Tensor
+    features: Tensor | None = None
+    plan: EdgePlan | None = None
 
 
 class GatedConv(nn.Module):
@@ -81,6 +122,7 @@ class GatedConv(nn.Module):
         self.pair_norm = choose(NORMS, pair_norm, "normalisation")(2 * width)
         self.norm = choose(NORMS, norm, "normalisation")(width)
         self.activation = choose(ACTIVATIONS, activation, "activation")()
+        self._activation = activation
         self.residual = residual
 
     def _start_as_one_matrix(self, inputs: int) -> None:
@@ -89,18 +131,30 @@ class GatedConv(nn.Module):
         for parameter in (self.target.weight, self.target.bias, self.source.weight, self.edge.weight):
             nn.init.uniform_(parameter, -bound, bound)
 
-    def forward(self, h: Tensor, edge_index: Tensor, e: Tensor, weight: Tensor) -> Tensor:
-        """Return updated atom features (N, F).
-
-        Args:
-            h: Atom features (N, F).
-            edge_index: Source and target atoms (2, E).
-            e: Edge features (E, K).
-            weight: Envelope (E, 1).
-        """
-        source, target = edge_index
-        pair = self.target(h).index_select(0, target) + self.source(h).index_select(0, source)
-        gate, core = self.pair_norm(pair + self.edge(e)).chunk(2, dim=1)
-        message = torch.sigmoid(gate) * self.activation(core) * weight
-        update = self.norm(scatter(message, target, dim=0, dim_size=len(h), reduce="sum"))
+    def forward(self, h: Tensor, edges: Edges) -> Tensor:
+        """Return updated atom features (N, F) of atom features ``h`` (N, F)."""
+        messages = self._fused(h, edges.plan) if edges.plan is not None else self._plain(h, edges)
+        update = self.norm(messages)
         return self.activation(h + update if self.residual else update)
+
+    @staticmethod
+    def can_fuse(width: int, pair_norm: str, activation: str) -> bool:
+        """Tell whether the compiled kernel knows a layer of these settings."""
+        return width <= MAX_WIDTH and pair_norm in ("batch", "none") and activation in FUSED_ACTIVATIONS
+
+    def _plain(self, h: Tensor, edges: Edges) -> Tensor:
+        source, target = edges.index
+        pair = self.target(h).index_select(0, target) + self.source(h).index_select(0, source)
+        gate, core = self.pair_norm(pair + self.edge(edges.features)).chunk(2, dim=1)
+        message = torch.sigmoid(gate) * self.activation(core) * edges.weight
+        return message.new_zeros(len(h), message.shape[1]).index_add(0, target, message)
+
+    def _fused(self, h: Tensor, plan: EdgePlan) -> Tensor:
+        count = len(plan.source)
+        has_norm = isinstance(self.pair_norm, BatchNorm)
+        norm = self.pair_norm.as_affine(count) if has_norm else Affine.identity(2 * h.shape[1])
+        filters = self.edge(plan.table)
+        messages, *moments = gated_messages(self.target(h), self.source(h), filters, plan, norm, self._activation)
+        if has_norm:
+            self.pair_norm.follow(*moments, count)
+        return messages

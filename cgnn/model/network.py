@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch_geometric.nn.aggr import AttentionalAggregation
 from torch_geometric.utils import scatter
 
 from cgnn.config import ModelConfig
 from cgnn.errors import choose
-from cgnn.model.conv import GatedConv
+from cgnn.model.conv import Edges, GatedConv
 from cgnn.model.embed import ElementEmbedding, GaussianBasis, envelope
+from cgnn.model.gate import EdgePlan, kernel
 from cgnn.model.heads import HEADS, LOSSES, Head
 from cgnn.targets import Target
 
@@ -96,17 +98,33 @@ class CrystalGNN(nn.Module):
 
     def atom_features(self, graph: Any) -> Tensor:
         """Return the features of atoms after the last convolution (N, F)."""
-        source, target = graph.edge_index
-        crystal = graph.batch.index_select(0, target)
-        shift = (graph.edge_shift[:, None, :] @ graph.lattice.index_select(0, crystal))[:, 0]
-        vector = graph.pos.index_select(0, source) + shift - graph.pos.index_select(0, target)
-        distance = vector.norm(dim=1)
-        weight = envelope(distance, graph.reach.index_select(0, target))
         h = self.embed(graph.z)
-        e, w = self.basis(distance.to(h.dtype)), weight.to(h.dtype)[:, None]
+        edges = self._edges(graph, h.dtype)
         for conv in self.convs:
-            h = conv(h, graph.edge_index, e, w)
+            h = conv(h, edges)
         return h
+
+    def _edges(self, graph: Any, dtype: torch.dtype) -> Edges:
+        distance = graph.distance if "distance" in graph else distances(graph)
+        target = graph.edge_index[1]
+        weight = envelope(distance, graph.reach.index_select(0, target))
+        if self._can_fuse(graph, distance, dtype):
+            counts = torch.bincount(target, minlength=len(graph.z))
+            ptr = functional.pad(counts.cumsum(0), (1, 0))
+            cell, place = self.basis.on_grid(distance)
+            plan = EdgePlan(ptr, graph.edge_index[0].int(), cell, place, weight.float(), self.basis.table)
+            return Edges(graph.edge_index, weight, plan=plan)
+        return Edges(graph.edge_index, weight.to(dtype)[:, None], self.basis(distance.to(dtype)))
+
+    def _can_fuse(self, graph: Any, distance: Tensor, dtype: torch.dtype) -> bool:
+        """Tell whether the compiled kernel can take the convolutions of this batch."""
+        on_cpu = distance.device.type == "cpu" and dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if not on_cpu or distance.requires_grad or torch.compiler.is_compiling() or kernel() is None:
+            return False
+        config = self.config
+        is_known = GatedConv.can_fuse(config.width, config.pair_norm, config.activation) and len(self.basis.table) > 0
+        target = graph.edge_index[1]
+        return is_known and bool((target[1:] >= target[:-1]).all())
 
     def forward(self, graph: Any) -> dict[str, Tensor]:
         """Return raw outputs by target name, (B, outputs) or for atom-level targets (N, outputs).
@@ -144,6 +162,14 @@ class CrystalGNN(nn.Module):
     def decode(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return predictions in physical units (or probabilities) by target name."""
         return {name: self.head(name).decode(output) for name, output in raw.items()}
+
+
+def distances(graph: Any) -> Tensor:
+    """Return the lengths of a batch's edges (E,), Å, differentiable in positions and lattice."""
+    source, target = graph.edge_index
+    lattice = graph.lattice.index_select(0, graph.batch).index_select(0, target)
+    shift = (graph.edge_shift[:, None, :] @ lattice)[:, 0]
+    return (graph.pos.index_select(0, source) + shift - graph.pos.index_select(0, target)).norm(dim=1)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from torch.nn.functional import softplus
 from torch_geometric.nn import CGConv
 
 from cgnn.errors import ConfigError
-from cgnn.model.conv import ACTIVATIONS, NORMS, BatchNorm, GatedConv
+from cgnn.model.conv import ACTIVATIONS, NORMS, BatchNorm, Edges, GatedConv
 
 N, E, F, K = 7, 40, 5, 4
 
@@ -57,7 +57,7 @@ def test_the_original_formula_with_one_matrix(train, graph):
         gate, core = pairs[n, :F], pairs[n, F:]
         expected_messages[i] += 1 / (1 + torch.exp(-gate)) * torch.log1p(torch.exp(core))
     expected = torch.log1p(torch.exp(h + normalised(expected_messages, conv.norm, train)))
-    got = conv(h, edge_index, e, torch.ones(E, 1, dtype=torch.float64))
+    got = conv(h, Edges(edge_index, torch.ones(E, 1, dtype=torch.float64), e))
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
@@ -79,7 +79,7 @@ def test_every_option_against_the_formula(norm, activation, residual, graph):
         spread = torch.sqrt((centred**2).mean(1, keepdim=True) + conv.norm.eps)
         messages = centred / spread * conv.norm.weight + conv.norm.bias
     expected = function(h + messages if residual else messages)
-    torch.testing.assert_close(conv(h, edge_index, e, weight), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(conv(h, Edges(edge_index, weight, e)), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_pair_norm_by_layer(graph):
@@ -91,7 +91,7 @@ def test_pair_norm_by_layer(graph):
     pair = nn.functional.layer_norm(pair, (2 * F,), conv.pair_norm.weight, conv.pair_norm.bias)
     gate, core = pair.chunk(2, dim=1)
     messages = torch.zeros_like(h).index_add(0, target, torch.sigmoid(gate) * softplus(core) * weight)
-    torch.testing.assert_close(conv(h, edge_index, e, weight), softplus(h + messages), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(conv(h, Edges(edge_index, weight, e)), softplus(h + messages), rtol=1e-12, atol=1e-12)
 
 
 def test_agrees_with_pyg_up_to_the_last_activation(graph):
@@ -104,7 +104,7 @@ def test_agrees_with_pyg_up_to_the_last_activation(graph):
         for linear, rows in ((pyg.lin_f, slice(0, F)), (pyg.lin_s, slice(F, 2 * F))):
             linear.weight.copy_(matrix[rows])
             linear.bias.copy_(bias[rows])
-    ours = conv(h, edge_index, e, torch.ones(E, 1, dtype=torch.float64))
+    ours = conv(h, Edges(edge_index, torch.ones(E, 1, dtype=torch.float64), e))
     torch.testing.assert_close(torch.log(torch.expm1(ours)), pyg(h, edge_index, e), rtol=1e-10, atol=1e-10)
 
 
@@ -118,7 +118,7 @@ def test_agrees_with_pyg_with_its_batch_norm(graph):
             linear.weight.copy_(matrix[rows])
             linear.bias.copy_(bias[rows])
         pyg.bn.load_state_dict(conv.norm.state_dict())
-    ours = conv(h, edge_index, e, torch.ones(E, 1, dtype=torch.float64))
+    ours = conv(h, Edges(edge_index, torch.ones(E, 1, dtype=torch.float64), e))
     torch.testing.assert_close(torch.log(torch.expm1(ours)), pyg(h, edge_index, e), rtol=1e-9, atol=1e-9)
 
 
@@ -129,7 +129,7 @@ def test_weightless_edges_send_nothing(graph):
     kept[::3] = 0
     rest = torch.arange(E) % 3 != 0
     torch.testing.assert_close(
-        conv(h, edge_index, e, kept), conv(h, edge_index[:, rest], e[rest], weight[rest]), rtol=1e-12, atol=1e-12
+        conv(h, Edges(edge_index, kept, e)), conv(h, Edges(edge_index[:, rest], weight[rest], e[rest])), rtol=1e-12, atol=1e-12
     )
 
 
@@ -139,7 +139,7 @@ def test_permuting_the_atoms_permutes_the_features(graph, rng):
     order = torch.from_numpy(rng.permutation(N))
     place = torch.argsort(order)
     torch.testing.assert_close(
-        conv(h[order], place[edge_index], e, weight), conv(h, edge_index, e, weight)[order], rtol=1e-12, atol=1e-12
+        conv(h[order], Edges(place[edge_index], weight, e)), conv(h, Edges(edge_index, weight, e))[order], rtol=1e-12, atol=1e-12
     )
 
 
@@ -148,7 +148,7 @@ def test_no_edges(train, graph):
     h, _, e, weight = graph
     conv = randomised(GatedConv(F, K).double())
     conv.train(train)
-    out = conv(h, torch.zeros(2, 0, dtype=torch.int64), e[:0], weight[:0])
+    out = conv(h, Edges(torch.zeros(2, 0, dtype=torch.int64), weight[:0], e[:0]))
     assert out.shape == (N, F)
     assert torch.isfinite(out).all()
 
@@ -157,7 +157,7 @@ def test_gradients(graph):
     h, edge_index, e, weight = graph
     conv = randomised(GatedConv(F, K).double()).train()
     inputs = (h.requires_grad_(), e.requires_grad_(), weight.requires_grad_())
-    assert torch.autograd.gradcheck(lambda h, e, w: conv(h, edge_index, e, w), inputs)
+    assert torch.autograd.gradcheck(lambda h, e, w: conv(h, Edges(edge_index, w, e)), inputs)
 
 
 def test_the_blocks_start_as_the_undivided_matrix():

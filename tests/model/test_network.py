@@ -13,6 +13,7 @@ from cgnn.data.dataset import collate
 from cgnn.errors import ConfigError
 from cgnn.graph import GraphBuilder
 from cgnn.model import CrystalGNN
+from cgnn.model.conv import Edges
 from cgnn.model.embed import envelope
 from cgnn.model.network import raw_outputs
 from cgnn.targets import Target
@@ -116,7 +117,7 @@ def test_the_network_is_the_sum_of_its_parts(graphs):
     with torch.no_grad():
         h = model.embed(graph.z)
         for conv in model.convs:
-            h = conv(h, graph.edge_index, model.basis(distance), weight[:, None])
+            h = conv(h, Edges(graph.edge_index, weight[:, None], model.basis(distance)))
         expected = model.head("bulk_modulus")(h.mean(0, keepdim=True))
         raw = model(collate(graphs[3:]))
     torch.testing.assert_close(raw["bulk_modulus"], expected, rtol=1e-12, atol=1e-12)

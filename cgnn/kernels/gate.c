@@ -1,0 +1,400 @@
+/* The gated messages of a convolution, forward and backward, without an array of edges times features.
+ *
+ * For an edge e from source j to target i, with the pair vector p (2F) = [gate, core]:
+ *
+ *     p_e = T_i + S_j + sum_q c_q(e) G_{k(e)+q}          q = 0..3
+ *     M_i = sum_e w_e sigmoid(a p_e + b)_gate act(a p_e + b)_core
+ *
+ * G is the edge filter on a grid of distances; c are the cubic Lagrange coefficients of the edge's place between
+ * grid points. p is computed again wherever it is needed: that is cheaper than writing it to memory and reading it.
+ *
+ * Rows of T, S, G and of what belongs to them have 2F floats. Edges are sorted by target: those of atom i are
+ * ptr[i] .. ptr[i+1]. Sums over edges go to buffers of one thread each, added in the order of the threads, so the
+ * same number of threads gives the same bits.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+#define INLINE static inline __attribute__((always_inline))
+#define LOOP _Pragma("GCC ivdep")
+
+enum { SOFTPLUS, SILU, RELU };
+enum { MAX_WIDTH = 512, FLUSH = 64 }; /* FLUSH: atoms whose sums are added in single precision */
+
+typedef struct {
+    int64_t atoms, rows; /* N, rows of G */
+    int64_t width;       /* F */
+    int64_t activation;
+    const float *target, *source, *grid; /* T, S (N, 2F), G (rows, 2F) */
+    const int64_t *ptr;                  /* (N+1) */
+    const int32_t *from, *cell;          /* (E) source atom, first grid row */
+    const float *place, *weight;         /* (E) in 0..1 within the cell, envelope */
+} Edges;
+
+INLINE float as_float(int32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+INLINE int32_t as_bits(float x) {
+    int32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* exp to 2e-7, for arguments below 88; NaN stays NaN */
+INLINE float exp_(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float shifted = x * 1.44269504f + 12582912.0f; /* the integer nearest x / ln 2 stands in the last bits */
+    float n = shifted - 12582912.0f;
+    float r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    float y = 1.9875691500e-4f;
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    return y * as_float((int32_t)((uint32_t)as_bits(shifted) << 23) + 0x3f800000);
+}
+
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + exp_(-x)); }
+
+/* log(1 + t) for 0 <= t <= 1, to 2e-7; coefficients of log(1 + t) / t fitted at Chebyshev points */
+INLINE float log1p_(float t) {
+    float y = -3.256378462538123e-3f;
+    y = y * t + 1.9907161593437195e-2f;
+    y = y * t - 5.7064201682806015e-2f;
+    y = y * t + 1.0614264756441116e-1f;
+    y = y * t - 1.5311862528324127e-1f;
+    y = y * t + 1.9678117334842682e-1f;
+    y = y * t - 2.4954558908939362e-1f;
+    y = y * t + 3.3330005407333374e-1f;
+    y = y * t - 4.999990463256836e-1f;
+    return (y * t + 1.0f) * t;
+}
+
+INLINE float positive(float x) { return x > 0.0f ? x : 0.0f; }
+
+INLINE float act(float x, int64_t kind) {
+    if (kind == SOFTPLUS) return positive(x) + log1p_(exp_(x > 0.0f ? -x : x));
+    if (kind == SILU) return x * sigmoid(x);
+    return x < 0.0f ? 0.0f : x;
+}
+
+/* value and slope of an activation */
+INLINE void act_slope(float x, int64_t kind, float *value, float *slope) {
+    if (kind == SOFTPLUS) {
+        float t = exp_(x > 0.0f ? -x : x);
+        float s = 1.0f / (1.0f + t);
+        *value = positive(x) + log1p_(t);
+        *slope = x > 0.0f ? s : t * s;
+    } else if (kind == SILU) {
+        float s = sigmoid(x);
+        *value = x * s;
+        *slope = s * (1.0f + x * (1.0f - s));
+    } else {
+        *value = x < 0.0f ? 0.0f : x;
+        *slope = x > 0.0f ? 1.0f : 0.0f;
+    }
+}
+
+/* What an edge's pair vector is made of. */
+typedef struct {
+    const float *t, *s, *g0, *g1, *g2, *g3;
+    float c0, c1, c2, c3;
+} Pair;
+
+INLINE Pair pair_of(const Edges *in, int64_t atom, int64_t e, int64_t width) {
+    float u = in->place[e];
+    const float *grid = in->grid + (int64_t)in->cell[e] * 2 * width;
+    Pair pair = {
+        in->target + atom * 2 * width,
+        in->source + (int64_t)in->from[e] * 2 * width,
+        grid,
+        grid + 2 * width,
+        grid + 4 * width,
+        grid + 6 * width,
+        -u * (u - 1.0f) * (u - 2.0f) * (1.0f / 6.0f),
+        (u + 1.0f) * (u - 1.0f) * (u - 2.0f) * 0.5f,
+        -(u + 1.0f) * u * (u - 2.0f) * 0.5f,
+        (u + 1.0f) * u * (u - 1.0f) * (1.0f / 6.0f),
+    };
+    return pair;
+}
+
+INLINE float pair_value(const Pair *p, int64_t c) {
+    return (p->t[c] + p->s[c]) + (p->c0 * p->g0[c] + p->c1 * p->g1[c]) + (p->c2 * p->g2[c] + p->c3 * p->g3[c]);
+}
+
+INLINE void spread(float *grid, const float *value, const Pair *p, int64_t channels) {
+    float *g1 = grid + channels, *g2 = grid + 2 * channels, *g3 = grid + 3 * channels;
+    LOOP
+    for (int64_t c = 0; c < channels; c++) {
+        float v = value[c];
+        grid[c] += p->c0 * v;
+        g1[c] += p->c1 * v;
+        g2[c] += p->c2 * v;
+        g3[c] += p->c3 * v;
+    }
+}
+
+INLINE void flush(double *total, float *part, int64_t channels) {
+    for (int64_t c = 0; c < channels; c++) total[c] += part[c];
+    memset(part, 0, channels * sizeof *part);
+}
+
+/* ---- forward ---------------------------------------------------------------------------------------------- */
+
+INLINE void forward_of(const Edges *in, const float *a, const float *b, float *out, int64_t first, int64_t last,
+                       const int64_t width, const int64_t kind) {
+    for (int64_t i = first; i < last; i++) {
+        float *message = out + i * width;
+        memset(message, 0, width * sizeof *message);
+        for (int64_t e = in->ptr[i]; e < in->ptr[i + 1]; e++) {
+            const Pair p = pair_of(in, i, e, width);
+            const float w = in->weight[e];
+            LOOP
+            for (int64_t c = 0; c < width; c++) {
+                float gate = a[c] * pair_value(&p, c) + b[c];
+                float core = a[width + c] * pair_value(&p, width + c) + b[width + c];
+                message[c] += w * sigmoid(gate) * act(core, kind);
+            }
+        }
+    }
+}
+
+/* Sums over edges of p - shift and its square per channel, and of p - shift per target, source and grid row. */
+INLINE void moments_of(const Edges *in, const float *shift, double *sum, double *square, float *by_target,
+                       float *by_source, float *by_grid, int64_t first, int64_t last, const int64_t width) {
+    const int64_t channels = 2 * width;
+    float value[2 * MAX_WIDTH], part[2 * MAX_WIDTH] = {0}, squares[2 * MAX_WIDTH] = {0};
+    for (int64_t i = first; i < last; i++) {
+        float *here = by_target + i * channels;
+        memset(here, 0, channels * sizeof *here);
+        for (int64_t e = in->ptr[i]; e < in->ptr[i + 1]; e++) {
+            const Pair p = pair_of(in, i, e, width);
+            float *there = by_source + (int64_t)in->from[e] * channels;
+            LOOP
+            for (int64_t c = 0; c < channels; c++) {
+                float v = pair_value(&p, c) - shift[c];
+                value[c] = v;
+                here[c] += v;
+                there[c] += v;
+                squares[c] += v * v;
+            }
+            spread(by_grid + (int64_t)in->cell[e] * channels, value, &p, channels);
+        }
+        for (int64_t c = 0; c < channels; c++) part[c] += here[c];
+        if ((i - first) % FLUSH == FLUSH - 1 || i + 1 == last) {
+            flush(sum, part, channels);
+            flush(square, squares, channels);
+        }
+    }
+}
+
+/* ---- backward --------------------------------------------------------------------------------------------- */
+
+/* The same sums, of the gradient with respect to a p + b in the place of p - shift; `product` gets its sum with
+ * p - shift. `slope` (N, F) is the gradient with respect to the messages. */
+INLINE void backward_of(const Edges *in, const float *a, const float *b, const float *shift, const float *slope,
+                        double *sum, double *product, float *by_target, float *by_source, float *by_grid,
+                        int64_t first, int64_t last, const int64_t width, const int64_t kind) {
+    const int64_t channels = 2 * width;
+    float value[2 * MAX_WIDTH], part[2 * MAX_WIDTH] = {0}, products[2 * MAX_WIDTH] = {0};
+    for (int64_t i = first; i < last; i++) {
+        float *here = by_target + i * channels;
+        const float *d = slope + i * width;
+        memset(here, 0, channels * sizeof *here);
+        for (int64_t e = in->ptr[i]; e < in->ptr[i + 1]; e++) {
+            const Pair p = pair_of(in, i, e, width);
+            const float w = in->weight[e];
+            float *there = by_source + (int64_t)in->from[e] * channels;
+            LOOP
+            for (int64_t c = 0; c < width; c++) {
+                float raw_gate = pair_value(&p, c), raw_core = pair_value(&p, width + c);
+                float s = sigmoid(a[c] * raw_gate + b[c]);
+                float core, core_slope;
+                act_slope(a[width + c] * raw_core + b[width + c], kind, &core, &core_slope);
+                float weighted = d[c] * w * s;
+                float to_gate = weighted * core * (1.0f - s), to_core = weighted * core_slope;
+                value[c] = to_gate;
+                value[width + c] = to_core;
+                products[c] += to_gate * (raw_gate - shift[c]);
+                products[width + c] += to_core * (raw_core - shift[width + c]);
+            }
+            LOOP
+            for (int64_t c = 0; c < channels; c++) {
+                here[c] += value[c];
+                there[c] += value[c];
+            }
+            spread(by_grid + (int64_t)in->cell[e] * channels, value, &p, channels);
+        }
+        for (int64_t c = 0; c < channels; c++) part[c] += here[c];
+        if ((i - first) % FLUSH == FLUSH - 1 || i + 1 == last) {
+            flush(sum, part, channels);
+            flush(product, products, channels);
+        }
+    }
+}
+
+/* ---- one range of targets, for common widths compiled with the width known ----------------------------------- */
+
+#define BY_WIDTH(call)                   \
+    switch (in->width) {                 \
+        case 32: call(32); break;        \
+        case 64: call(64); break;        \
+        case 96: call(96); break;        \
+        case 128: call(128); break;      \
+        default: call(in->width); break; \
+    }
+
+CLONES static void forward_range(const Edges *in, const float *a, const float *b, float *out, int64_t first,
+                                 int64_t last) {
+#define SOFTPLUS_OF(width) forward_of(in, a, b, out, first, last, width, SOFTPLUS)
+#define SILU_OF(width) forward_of(in, a, b, out, first, last, width, SILU)
+    if (in->activation == SOFTPLUS) BY_WIDTH(SOFTPLUS_OF)
+    else if (in->activation == SILU) BY_WIDTH(SILU_OF)
+    else forward_of(in, a, b, out, first, last, in->width, RELU);
+#undef SOFTPLUS_OF
+#undef SILU_OF
+}
+
+CLONES static void moments_range(const Edges *in, const float *shift, double *sum, double *square, float *by_target,
+                                 float *by_source, float *by_grid, int64_t first, int64_t last) {
+#define MOMENTS(width) moments_of(in, shift, sum, square, by_target, by_source, by_grid, first, last, width)
+    BY_WIDTH(MOMENTS)
+#undef MOMENTS
+}
+
+CLONES static void backward_range(const Edges *in, const float *a, const float *b, const float *shift,
+                                  const float *slope, double *sum, double *product, float *by_target,
+                                  float *by_source, float *by_grid, int64_t first, int64_t last) {
+#define BACKWARD(width, kind) \
+    backward_of(in, a, b, shift, slope, sum, product, by_target, by_source, by_grid, first, last, width, kind)
+#define SOFTPLUS_OF(width) BACKWARD(width, SOFTPLUS)
+#define SILU_OF(width) BACKWARD(width, SILU)
+    if (in->activation == SOFTPLUS) BY_WIDTH(SOFTPLUS_OF)
+    else if (in->activation == SILU) BY_WIDTH(SILU_OF)
+    else BACKWARD(in->width, RELU);
+#undef SOFTPLUS_OF
+#undef SILU_OF
+#undef BACKWARD
+}
+
+/* out += part */
+CLONES static void add(float *restrict out, const float *restrict part, int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; k++) out[k] += part[k];
+}
+
+/* ---- threads ----------------------------------------------------------------------------------------------- */
+
+/* The first atom of a thread's share: shares have about as many edges. */
+static int64_t share(const Edges *in, int64_t thread, int64_t threads) {
+    int64_t wanted = in->ptr[in->atoms] / threads * thread, low = 0, high = in->atoms;
+    if (thread == threads) return in->atoms;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (in->ptr[middle] < wanted) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/* Denormals flushed to zero while an object of this lives: products of small weights would crawl. */
+static unsigned flush_denormals(void) {
+#if defined(__SSE__)
+    unsigned before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040);
+    return before;
+#else
+    return 0;
+#endif
+}
+
+static void restore_denormals(unsigned before) {
+#if defined(__SSE__)
+    _mm_setcsr(before);
+#else
+    (void)before;
+#endif
+}
+
+void gate_forward(const Edges *in, const float *a, const float *b, float *out, int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
+    for (int64_t k = 0; k < threads; k++) {
+        unsigned before = flush_denormals();
+        forward_range(in, a, b, out, share(in, k, threads), share(in, k + 1, threads));
+        restore_denormals(before);
+    }
+}
+
+/* Sums of one pass over the edges: per channel (two kinds), by target, by source and by grid row. A pass for the
+ * moments where `slope` is NULL, the backward pass otherwise. Returns 0, or 1 where memory ran out. */
+int gate_sums(const Edges *in, const float *a, const float *b, const float *shift, const float *slope,
+              double *first_sum, double *second_sum, float *by_target, float *by_source, float *by_grid,
+              int64_t threads) {
+    const int64_t channels = 2 * in->width, sources = in->atoms * channels, grids = in->rows * channels;
+    float *parts = threads > 1 ? malloc((size_t)((threads - 1) * (sources + grids)) * sizeof *parts) : NULL;
+    double *sums = calloc((size_t)(threads * 2 * channels), sizeof *sums);
+    if (!sums || (threads > 1 && !parts)) {
+        free(parts);
+        free(sums);
+        return 1;
+    }
+#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
+    for (int64_t k = 0; k < threads; k++) {
+        unsigned before = flush_denormals();
+        float *source = k ? parts + (k - 1) * (sources + grids) : by_source;
+        float *grid = k ? source + sources : by_grid;
+        double *sum = sums + 2 * k * channels;
+        int64_t first = share(in, k, threads), last = share(in, k + 1, threads);
+        memset(source, 0, sources * sizeof *source);
+        memset(grid, 0, grids * sizeof *grid);
+        if (slope)
+            backward_range(in, a, b, shift, slope, sum, sum + channels, by_target, source, grid, first, last);
+        else
+            moments_range(in, shift, sum, sum + channels, by_target, source, grid, first, last);
+        restore_denormals(before);
+    }
+    for (int64_t k = 1; k < threads; k++) {
+        add(by_source, parts + (k - 1) * (sources + grids), 0, sources);
+        add(by_grid, parts + (k - 1) * (sources + grids) + sources, 0, grids);
+    }
+    for (int64_t c = 0; c < channels; c++) {
+        first_sum[c] = second_sum[c] = 0;
+        for (int64_t k = 0; k < threads; k++) {
+            first_sum[c] += sums[2 * k * channels + c];
+            second_sum[c] += sums[(2 * k + 1) * channels + c];
+        }
+    }
+    free(parts);
+    free(sums);
+    return 0;
+}
+
+/* out = a out + count (x) constant + slope other, row by row: what normalisation adds to a gradient. */
+CLONES void gate_combine(float *restrict out, const float *restrict other, const float *restrict count,
+                         const float *restrict a, const float *restrict constant, const float *restrict slope,
+                         int64_t rows, int64_t channels) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < channels; c++) {
+            int64_t k = r * channels + c;
+            out[k] = a[c] * out[k] + count[r] * constant[c] + slope[c] * other[k];
+        }
+}
