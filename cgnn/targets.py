@@ -17,22 +17,24 @@ Label = float | int | str | bool | None
 
 @dataclass(frozen=True)
 class Transform:
-    """A monotonic map of a label onto the scale on which it is learned.
+    """A monotonic map of a label onto the scale on which it is learned, for numpy arrays and torch tensors alike."""
 
-    ``inverse`` uses operators only, so that it takes numpy arrays and torch tensors alike.
-    """
-
-    forward: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    forward: Callable[[Any], Any]
     inverse: Callable[[Any], Any]
     lower: float = -np.inf
     """Labels must lie above this for ``forward`` to exist."""
 
 
+def _elementwise(name: str) -> Callable[[Any], Any]:
+    """Return a function that is a method of tensors and a function of numpy; labels stay on their device."""
+    return lambda y: getattr(y, name)() if hasattr(y, name) else getattr(np, name)(y)
+
+
 TRANSFORMS: dict[str, Transform] = {
     "none": Transform(lambda y: y, lambda t: t),
-    "log10": Transform(np.log10, lambda t: 10.0**t, lower=0.0),
-    "log": Transform(np.log, lambda t: np.e**t, lower=0.0),
-    "sqrt": Transform(np.sqrt, lambda t: t * abs(t), lower=-np.nextafter(0.0, 1.0)),
+    "log10": Transform(_elementwise("log10"), lambda t: 10.0**t, lower=0.0),
+    "log": Transform(_elementwise("log"), lambda t: np.e**t, lower=0.0),
+    "sqrt": Transform(_elementwise("sqrt"), lambda t: t * abs(t), lower=-np.nextafter(0.0, 1.0)),
 }
 
 RESERVED = ("material_id", "part", "flags")

@@ -31,7 +31,8 @@
 #define LOOP _Pragma("GCC ivdep")
 
 enum { SOFTPLUS, SILU, RELU };
-enum { MAX_WIDTH = 512, FLUSH = 64 }; /* FLUSH: atoms whose sums are added in single precision */
+/* Sums in single precision are kept short: over the edges of FLUSH atoms, over BLOCK edges of one atom. */
+enum { MAX_WIDTH = 512, FLUSH = 64, BLOCK = 32 };
 
 typedef struct {
     int64_t atoms, rows; /* N, rows of G */
@@ -163,18 +164,24 @@ INLINE void flush(double *total, float *part, int64_t channels) {
 
 INLINE void forward_of(const Edges *in, const float *a, const float *b, float *out, int64_t first, int64_t last,
                        const int64_t width, const int64_t kind) {
+    float part[MAX_WIDTH];
     for (int64_t i = first; i < last; i++) {
         float *message = out + i * width;
         memset(message, 0, width * sizeof *message);
-        for (int64_t e = in->ptr[i]; e < in->ptr[i + 1]; e++) {
-            const Pair p = pair_of(in, i, e, width);
-            const float w = in->weight[e];
-            LOOP
-            for (int64_t c = 0; c < width; c++) {
-                float gate = a[c] * pair_value(&p, c) + b[c];
-                float core = a[width + c] * pair_value(&p, width + c) + b[width + c];
-                message[c] += w * sigmoid(gate) * act(core, kind);
+        for (int64_t block = in->ptr[i]; block < in->ptr[i + 1]; block += BLOCK) {
+            int64_t end = block + BLOCK < in->ptr[i + 1] ? block + BLOCK : in->ptr[i + 1];
+            memset(part, 0, width * sizeof *part);
+            for (int64_t e = block; e < end; e++) {
+                const Pair p = pair_of(in, i, e, width);
+                const float w = in->weight[e];
+                LOOP
+                for (int64_t c = 0; c < width; c++) {
+                    float gate = a[c] * pair_value(&p, c) + b[c];
+                    float core = a[width + c] * pair_value(&p, width + c) + b[width + c];
+                    part[c] += w * sigmoid(gate) * act(core, kind);
+                }
             }
+            for (int64_t c = 0; c < width; c++) message[c] += part[c];
         }
     }
 }

@@ -44,7 +44,9 @@ class BatchNorm(nn.BatchNorm1d):
         """
         if not self.training or count < 2:
             return
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         assert self.momentum is not None
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
@@ -151,10 +153,10 @@ class GatedConv(nn.Module):
 
     def _fused(self, h: Tensor, plan: EdgePlan) -> Tensor:
         count = len(plan.source)
-        has_norm = isinstance(self.pair_norm, BatchNorm)
-        norm = self.pair_norm.as_affine(count) if has_norm else Affine.identity(2 * h.shape[1])
+        batch_norm = self.pair_norm if isinstance(self.pair_norm, BatchNorm) else None
+        norm = batch_norm.as_affine(count) if batch_norm else Affine.identity(2 * h.shape[1])
         filters = self.edge(plan.table)
-        messages, *moments = gated_messages(self.target(h), self.source(h), filters, plan, norm, self._activation)
-        if has_norm:
-            self.pair_norm.follow(*moments, count)
+        messages, mean, variance = gated_messages(self.target(h), self.source(h), filters, plan, norm, self._activation)
+        if batch_norm:
+            batch_norm.follow(mean, variance, count)
         return messages

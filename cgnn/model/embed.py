@@ -205,8 +205,6 @@ class GaussianBasis(nn.Module):
     _MAX_POINTS = 8192
 
     centers: Tensor
-    table: Tensor
-    """The features at grid points of distance (M, K), the second of which is zero; empty if too many were needed."""
 
     def __init__(self, count: int, low: float, high: float, width: float | None = None) -> None:
         super().__init__()
@@ -214,22 +212,33 @@ class GaussianBasis(nn.Module):
         self.width = width or (high - low) / (count - 1)
         self.step = self.width / self._POINTS_PER_WIDTH
         last = high + math.sqrt(-self._FLOOR) * self.width
-        points = math.ceil(last / self.step) + 4
-        distance = self.step * (torch.arange(points if points <= self._MAX_POINTS else 0) - 1.0)
-        self.register_buffer("table", self.forward(distance), persistent=False)
+        self.points = math.ceil(last / self.step) + 4
+        self._table: Tensor | None = None
 
     def forward(self, distance: Tensor) -> Tensor:
         """Return the features (E, K) of distances (E,), Å."""
         exponent = -(((distance[:, None] - self.centers) / self.width) ** 2)
         return torch.exp(exponent.clamp(min=self._FLOOR)) - math.exp(self._FLOOR)
 
+    @property
+    def has_grid(self) -> bool:
+        """Whether the grid of `table` has a reasonable size."""
+        return self.points <= self._MAX_POINTS
+
+    def table(self) -> Tensor:
+        """Return the features at grid points of distance (M, K); the second point is at zero."""
+        if self._table is None:
+            places = torch.arange(-1, self.points - 1, dtype=torch.float64, device=self.centers.device)
+            self._table = self(self.step * places).float()
+        return self._table
+
     def on_grid(self, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first of the four rows of `table` around each distance (E,), and the place between the middle two.
 
         Beyond the grid every feature is zero, as in its last rows.
         """
-        position = (distance / self.step).clamp(max=len(self.table) - 3.0)
-        cell = position.floor().clamp(max=len(self.table) - 4)
+        position = (distance / self.step).clamp(max=self.points - 3.0)
+        cell = position.floor().clamp(max=self.points - 4)
         return cell.int(), (position - cell).float()
 
 

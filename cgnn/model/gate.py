@@ -34,7 +34,7 @@ class _Edges(ctypes.Structure):
 def kernel() -> Any:
     """Return the compiled library, or None where it was not built."""
     library = load("gate")
-    if library is not None and library.gate_forward.argtypes is None:
+    if library is not None and not library.gate_forward.argtypes:
         edges, pointer, integer = ctypes.POINTER(_Edges), ctypes.c_void_p, ctypes.c_int64
         library.gate_forward.argtypes = [edges, *[pointer] * 3, integer]
         library.gate_forward.restype = None
@@ -135,7 +135,8 @@ def gated_messages(
     Returns:
         Messages (N, F); mean and biased variance of the pair vectors (2F,), without gradients.
     """
-    return _Gate.apply(target, source, grid, norm.weight, norm.bias, plan, norm, ACTIVATIONS[activation])
+    number = ACTIVATIONS[activation]
+    return _Gate.apply(target, source, grid, norm.weight, norm.bias, plan, norm, number)  # type: ignore[no-untyped-call]
 
 
 class _Gate(torch.autograd.Function):

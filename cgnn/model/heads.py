@@ -86,7 +86,7 @@ class Regression(Head):
 
     def losses(self, raw: Tensor, labels: Tensor, loss: Loss) -> Tensor:
         """Return the loss between raw outputs and scaled labels, each (n,)."""
-        learned = torch.as_tensor(self.target.to_learned(labels.cpu().numpy())).to(labels.device)
+        learned = TRANSFORMS[self.target.transform].forward(labels)
         return loss(raw[:, 0], ((learned - self.mean) / self.std).to(raw.dtype))
 
     def decode(self, raw: Tensor) -> Tensor:

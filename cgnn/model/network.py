@@ -112,7 +112,7 @@ class CrystalGNN(nn.Module):
             counts = torch.bincount(target, minlength=len(graph.z))
             ptr = functional.pad(counts.cumsum(0), (1, 0))
             cell, place = self.basis.on_grid(distance)
-            plan = EdgePlan(ptr, graph.edge_index[0].int(), cell, place, weight.float(), self.basis.table)
+            plan = EdgePlan(ptr, graph.edge_index[0].int(), cell, place, weight.float(), self.basis.table())
             return Edges(graph.edge_index, weight, plan=plan)
         return Edges(graph.edge_index, weight.to(dtype)[:, None], self.basis(distance.to(dtype)))
 
@@ -122,7 +122,7 @@ class CrystalGNN(nn.Module):
         if not on_cpu or distance.requires_grad or torch.compiler.is_compiling() or kernel() is None:
             return False
         config = self.config
-        is_known = GatedConv.can_fuse(config.width, config.pair_norm, config.activation) and len(self.basis.table) > 0
+        is_known = GatedConv.can_fuse(config.width, config.pair_norm, config.activation) and self.basis.has_grid
         target = graph.edge_index[1]
         return is_known and bool((target[1:] >= target[:-1]).all())
 
@@ -151,12 +151,11 @@ class CrystalGNN(nn.Module):
         for target in self.targets:
             labels = graph[target.field]
             known = torch.isfinite(labels)
-            if not known.any():
-                # no weight goes without a gradient: processes that train together wait for each other's
-                total = total + 0 * raw[target.name].sum()
-            else:
-                losses = self.head(target.name).losses(raw[target.name][known], labels[known], function)
-                total = total + target.weight * losses.mean()
+            # Unknown labels are masked, not cut out: a mask needs no word from the device, and every weight gets a
+            # gradient, for which processes that train together wait.
+            losses = self.head(target.name).losses(raw[target.name], torch.where(known, labels, 1.0), function)
+            mean = torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
+            total = total + target.weight * mean
         return total
 
     def decode(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -156,17 +156,17 @@ class _Session:
         seed(self.settings.seed, "step", self.progress.epoch, self.progress.step, self.fabric.global_rank)
         batch = self.dataset.batch(self._share(indices)).to(self.fabric.device)
         loss = self.model.loss(self.wrapped(batch), batch, self.settings.loss)
-        self._check(loss, indices, "loss")
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(
             self.wrapped, self.optimizer, max_norm=self.settings.clip or math.inf, error_if_nonfinite=False
         )
-        self._check(norm, indices, "gradient")
+        found = torch.stack([loss.detach(), norm]).tolist()  # the one time in a step that the device is waited for
+        self._check(dict(zip(("loss", "gradient"), found, strict=True)), indices)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        self.progress.loss_sum += float(loss.detach()) * len(indices)
+        self.progress.loss_sum += found[0] * len(indices)
         self.progress.loss_count += len(indices)
 
     @property
@@ -178,13 +178,14 @@ class _Session:
         world = self.fabric.world_size
         return np.resize(indices, max(len(indices), world))[self.fabric.global_rank :: world]
 
-    def _check(self, value: Tensor, indices: Indices, what: str) -> None:
-        if not torch.isfinite(value):
-            ids = ", ".join(self.dataset.ids[index] for index in indices[:100])
-            raise NumericsError(
-                f"the {what} became {float(value.detach())} in epoch {self.progress.epoch + 1}, step "
-                f"{self.progress.step + 1}; the last state before it is kept; crystals of the batch: {ids}"
-            )
+    def _check(self, values: dict[str, float], indices: Indices) -> None:
+        for what, value in values.items():
+            if not math.isfinite(value):
+                ids = ", ".join(self.dataset.ids[index] for index in indices[:100])
+                raise NumericsError(
+                    f"the {what} became {value} in epoch {self.progress.epoch + 1}, step "
+                    f"{self.progress.step + 1}; the last state before it is kept; crystals of the batch: {ids}"
+                )
 
     def _end_of_epoch(self, seconds: float) -> dict[str, float]:
         progress = self.progress

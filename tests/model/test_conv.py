@@ -129,7 +129,10 @@ def test_weightless_edges_send_nothing(graph):
     kept[::3] = 0
     rest = torch.arange(E) % 3 != 0
     torch.testing.assert_close(
-        conv(h, Edges(edge_index, kept, e)), conv(h, Edges(edge_index[:, rest], weight[rest], e[rest])), rtol=1e-12, atol=1e-12
+        conv(h, Edges(edge_index, kept, e)),
+        conv(h, Edges(edge_index[:, rest], weight[rest], e[rest])),
+        rtol=1e-12,
+        atol=1e-12,
     )
 
 
@@ -139,7 +142,10 @@ def test_permuting_the_atoms_permutes_the_features(graph, rng):
     order = torch.from_numpy(rng.permutation(N))
     place = torch.argsort(order)
     torch.testing.assert_close(
-        conv(h[order], Edges(place[edge_index], weight, e)), conv(h, Edges(edge_index, weight, e))[order], rtol=1e-12, atol=1e-12
+        conv(h[order], Edges(place[edge_index], weight, e)),
+        conv(h, Edges(edge_index, weight, e))[order],
+        rtol=1e-12,
+        atol=1e-12,
     )
 
 
