@@ -133,6 +133,9 @@ class TrainConfig(_Strict):
     devices: int = Field(default=1, ge=1)
     nodes: int = Field(default=1, ge=1)
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
+    """``bf16-mixed`` is for GPUs: on a CPU the compiled kernels, which know single precision only, are faster."""
+    compile: bool = False
+    """Let ``torch.compile`` fuse the network's operations. For GPUs, as above; the first step takes half a minute."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; by default as many as the machine has."""
     tensorboard: bool = False

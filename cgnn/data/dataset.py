@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Batch
 
 from cgnn.data.labels import Labels, read_labels
+from cgnn.data.packed import CPU, PackedGraphs, join, runs
 from cgnn.data.records import SetAside
 from cgnn.data.split import CrystalSummary
 from cgnn.data.store import GraphStore
@@ -40,6 +40,7 @@ class CrystalDataset:
         self.labels: Labels = read_labels(store, self.targets)
         self.rows: Ints = self.labels.rows
         self.ids = [self.labels.ids[row] for row in self.rows]
+        self._on_device: PackedGraphs | None = None
 
     @property
     def set_aside(self) -> list[SetAside]:
@@ -73,16 +74,25 @@ class CrystalDataset:
     def batch(self, indices: NDArray[np.int64] | Sequence[int]) -> Batch:
         """Return crystals as one PyG ``Batch``, cut from the packed arrays without a loop over crystals."""
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
-        arrays = self.store.arrays
-        picked = {level: _spans(arrays[f"{level}_ptr"], rows) for level in ("atom", "edge")}
-        fields = {
-            name: arrays[name][rows if field.level == "crystal" else picked[field.level][0]]
-            for name, field in FIELDS.items()
-        }
-        batch = join(fields, picked["atom"][1], picked["edge"][1])
+        batch = (self._on_device or self._on_disk(rows)).batch(rows)
         for target in self.targets:
-            batch[target.field] = torch.from_numpy(self._labels(target, rows))
+            batch[target.field] = torch.from_numpy(self._labels(target, rows)).to(batch.z.device)
         return batch
+
+    def to(self, device: torch.device) -> None:
+        """Take the graphs to a device, where batches are cut from then on; nothing for the processor itself."""
+        if device.type != "cpu":
+            self._on_device = self._on_disk(np.arange(len(self.store))).to(device)
+
+    def _on_disk(self, rows: Ints) -> PackedGraphs:
+        """Return the stored graphs, of which those of some rows are checked."""
+        self.store.verify(rows)
+        mapped = self.store.mapped
+        return PackedGraphs({name: mapped[name] for name in FIELDS}, self._pointers)
+
+    @property
+    def _pointers(self) -> dict[str, Ints]:
+        return {level: self.store.arrays[f"{level}_ptr"] for level in ("atom", "edge")}
 
     def label(self, target: Target, indices: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
         """Return the labels of crystals (or, for an atom-level target, of their atoms), ``nan`` = unknown."""
@@ -91,12 +101,12 @@ class CrystalDataset:
 
     def sizes(self) -> tuple[Ints, Ints]:
         """Return the number of atoms and of edges of each crystal."""
-        atoms, edges = (np.diff(self.store.arrays[f"{level}_ptr"])[self.rows] for level in ("atom", "edge"))
+        atoms, edges = (np.diff(pointers)[self.rows] for pointers in self._pointers.values())
         return atoms, edges
 
     def elements(self, indices: NDArray[np.int64]) -> set[int]:
         """Return the atomic numbers that occur in some crystals."""
-        atoms, _ = _spans(self.store.arrays["atom_ptr"], self.rows[indices])
+        atoms = self._atoms(self.rows[indices])
         return {int(z) for z in np.unique(self.store.arrays["z"][atoms])}
 
     def summaries(self) -> list[CrystalSummary]:
@@ -107,7 +117,12 @@ class CrystalDataset:
         values = self.labels.values[target.name]
         if target.level == "crystal":
             return values[rows]
-        return values[_spans(self.store.arrays["atom_ptr"], rows)[0]]
+        return values[self._atoms(rows)]
+
+    def _atoms(self, rows: Ints) -> Ints:
+        """Return the positions of the atoms of some crystals."""
+        pointers = self._pointers["atom"]
+        return runs(pointers[rows], pointers[rows + 1] - pointers[rows], CPU).numpy()
 
     def _summary(self, row: int) -> CrystalSummary:
         from pymatgen.core import Element
@@ -134,33 +149,6 @@ def _shells(graph: Arrays) -> tuple[float, ...]:
     return (float(nearest[np.isfinite(nearest)].mean()), float(distance.min()))
 
 
-def join(fields: Arrays, atoms: Ints, edges: Ints) -> Batch:
-    """Return one PyG ``Batch`` of crystals whose fields stand one after another.
-
-    Args:
-        fields: Stored fields; ``source`` and ``target`` count atoms from 0 in each crystal.
-        atoms: Number of atoms of each crystal (B,).
-        edges: Number of edges of each crystal (B,).
-    """
-    ptr = np.concatenate([[0], np.cumsum(atoms)])
-    offset = np.repeat(ptr[:-1], edges)
-    edge_index = np.stack([fields["source"] + offset, fields["target"] + offset])
-    tensors: dict[str, Any] = {
-        name: torch.as_tensor(fields[name], dtype=field.used)
-        for name, field in FIELDS.items()
-        if name not in ("source", "target")
-    }
-    batch = Batch(
-        _base_cls=Data,
-        edge_index=torch.from_numpy(edge_index),
-        batch=torch.from_numpy(np.repeat(np.arange(len(atoms)), atoms)),
-        ptr=torch.from_numpy(ptr),
-        **tensors,
-    )
-    batch._num_graphs = len(atoms)
-    return batch
-
-
 EDGES_PER_BATCH = 40_000
 """Edges of a batch in evaluation: its memory and time follow them, not the number of crystals."""
 
@@ -174,14 +162,6 @@ def by_edges(dataset: CrystalDataset, indices: Ints, limit: int = EDGES_PER_BATC
 
 def collate(graphs: Sequence[Arrays]) -> Batch:
     """Return one PyG ``Batch`` of single graphs, such as those of a stream."""
-    fields = {name: np.concatenate([graph[name] for graph in graphs]) for name in FIELDS}
+    fields = {name: torch.from_numpy(np.concatenate([graph[name] for graph in graphs])) for name in FIELDS}
     atoms = np.array([len(graph["z"]) for graph in graphs])
     return join(fields, atoms, np.array([len(graph["source"]) for graph in graphs]))
-
-
-def _spans(pointers: Ints, rows: Ints) -> tuple[Ints, Ints]:
-    """Return the positions of the entries of some crystals, one crystal after another, and their counts."""
-    starts = pointers[rows]
-    counts = pointers[rows + 1] - starts
-    shift = starts - (np.cumsum(counts) - counts)
-    return np.arange(counts.sum()) + np.repeat(shift, counts), counts

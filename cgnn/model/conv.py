@@ -139,6 +139,20 @@ class GatedConv(nn.Module):
         update = self.norm(messages)
         return self.activation(h + update if self.residual else update)
 
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Take the pair normalisation, as it stands after training, into the weights; for prediction only."""
+        if not isinstance(self.pair_norm, BatchNorm):
+            return
+        norm = self.pair_norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+        for linear in (self.target, self.source, self.edge):
+            linear.weight *= factor[:, None]
+        self.target.bias.copy_(factor * (self.target.bias - norm.running_mean) + norm.bias)
+        self.pair_norm = nn.Identity()
+
     @staticmethod
     def can_fuse(width: int, pair_norm: str, activation: str) -> bool:
         """Tell whether the compiled kernel knows a layer of these settings."""

@@ -101,6 +101,7 @@ class _Session:
         self.config, self.dataset, self.parts, self.folder, self.stop = config, dataset, parts, folder, stop
         self.settings = config.train
         self.fabric = engine(self.settings)
+        dataset.to(self.fabric.device)
         self.progress = Progress()
         self.batch_size = self.settings.batch_size
         self.steps = math.ceil(len(parts["train"]) / self.batch_size)
@@ -109,7 +110,8 @@ class _Session:
         for target in config.targets:
             self.model.head(target.name).fit_scaling(dataset.label(target, parts["train"]))
         self.optimizer = _optimizer(self.model, self.settings)
-        self.wrapped, self.optimizer = self.fabric.setup(self.model, self.optimizer)
+        network = torch.compile(self.model, dynamic=True) if self.settings.compile else self.model
+        self.wrapped, self.optimizer = self.fabric.setup(network, self.optimizer)
         self.ema = self._averaged() if self.settings.ema else None
         modules: dict[str, nn.Module] = {"model": self.model} | ({"ema": self.ema} if self.ema is not None else {})
         self.state = State(modules, self.optimizer, config, data_key(dataset, parts))

@@ -6,8 +6,11 @@ from torch_geometric.data import Batch
 
 from cgnn.config import DataConfig, GraphConfig
 from cgnn.data.dataset import CrystalDataset, by_edges, collate
+from cgnn.data.gate import check_structure
+from cgnn.data.prepare import prepare
 from cgnn.data.records import Record
-from cgnn.data.store import GraphStore, StoreWriter, prepare
+from cgnn.data.store import GraphStore
+from cgnn.data.store_writer import StoreWriter
 from cgnn.errors import DataError
 from cgnn.graph.build import GraphBuilder
 from cgnn.targets import Target
@@ -43,7 +46,7 @@ def dataset(tmp_path, request):
             }
             if number == 3:
                 values["k"] = "bad"
-            writer.add(Record(f"c{number}", structure, values), builder.arrays(structure))
+            writer.add(Record(f"c{number}", check_structure(structure), values), builder.arrays(structure))
     return CrystalDataset(GraphStore(tmp_path / "store"), TARGETS)
 
 
@@ -137,3 +140,27 @@ def test_pieces_of_real_crystals(export, tmp_path):
 def test_unknown_column_is_told(dataset):
     with pytest.raises(DataError, match="target 'y': unknown column 'is_metl'; did you mean 'is_metal'"):
         CrystalDataset(dataset.store, [Target(name="y", column="is_metl")])
+
+
+@pytest.mark.parametrize("indices", [[0], [3], [0, 1, 2, 3], [2, 2, 0]])
+def test_a_batch_cut_on_a_device_is_the_same(dataset, indices):
+    """The device's way, which takes the fields as tensors; "cpu" stands for a device here."""
+    expected = dataset.batch(indices)
+    dataset._on_device = dataset._on_disk(np.arange(len(dataset.store))).to(torch.device("cpu"))
+    assert all(isinstance(field, torch.Tensor) for field in dataset._on_device.fields.values())
+    found = dataset.batch(indices)
+    assert found.num_graphs == expected.num_graphs
+    assert set(found.keys()) == set(expected.keys())
+    for name in expected.keys():  # noqa: SIM118 - iterating over a batch gives pairs
+        assert torch.equal(torch.nan_to_num(found[name]), torch.nan_to_num(expected[name])), name
+        assert found[name].dtype == expected[name].dtype
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_batch_on_a_gpu_lies_there(dataset):
+    expected = dataset.batch([0, 2])
+    dataset.to(torch.device("cuda"))
+    found = dataset.batch([0, 2])
+    assert found.pos.is_cuda
+    assert torch.equal(found.edge_index.cpu(), expected.edge_index)

@@ -233,3 +233,20 @@ def test_unknown_names_are_refused(graphs):
     model, batch = network(), labelled(graphs)
     with pytest.raises(ConfigError, match="unknown loss 'l1'"):
         model.loss(model(batch), batch, "l1")
+
+
+@pytest.mark.parametrize("pair_norm", ["batch", "layer", "none"])
+def test_a_folded_network_predicts_the_same(pair_norm, graphs):
+    model = network(pair_norm=pair_norm)
+    batch = collate(graphs)
+    for _ in range(3):
+        model.train()(batch)  # running statistics that are neither zero nor one
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    folded = model.folded()
+    assert not folded.training
+    assert not any(name.endswith("pair_norm.running_mean") for name in folded.state_dict())
+    with torch.no_grad():
+        raw, expected = folded(batch), model.eval()(batch)
+    for name in raw:
+        torch.testing.assert_close(raw[name], expected[name], rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())

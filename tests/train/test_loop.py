@@ -10,8 +10,11 @@ from pymatgen.core import Lattice, Structure
 
 from cgnn.config import build
 from cgnn.data.dataset import CrystalDataset
+from cgnn.data.gate import check_structure
+from cgnn.data.prepare import prepare
 from cgnn.data.records import Record
-from cgnn.data.store import GraphStore, StoreWriter, prepare
+from cgnn.data.store import GraphStore
+from cgnn.data.store_writer import StoreWriter
 from cgnn.errors import ConfigError, DataError, NumericsError
 from cgnn.graph.build import GraphBuilder
 from cgnn.model import CrystalGNN
@@ -45,7 +48,9 @@ def make(tmp_path):
         with StoreWriter(path, "key") as writer:
             for number, row in enumerate(values):
                 structure = elemental(number)
-                record = Record(f"c{number}", structure, row if isinstance(row, dict) else {"energy": row})
+                record = Record(
+                    f"c{number}", check_structure(structure), row if isinstance(row, dict) else {"energy": row}
+                )
                 writer.add(record, builder.arrays(structure))
         dataset = CrystalDataset(GraphStore(path), config.targets)
         order = np.arange(len(dataset))
@@ -399,6 +404,18 @@ def test_other_precisions(make, tmp_path, precision):
     expected = torch.float64 if precision == "64-true" else torch.float32
     assert {parameter.dtype for parameter in fitted.model.parameters()} == {expected}
     assert all(math.isfinite(value) for row in fitted.history for value in row.values())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler itself warns in many ways
+def test_a_compiled_network_learns_the_same(make, tmp_path):
+    """Sums in another order: the losses agree to single precision, not to the bit."""
+    histories = []
+    for compiled in (False, True):
+        config = settings(epochs=3, compile=compiled)
+        histories.append(fit(config, *make(energies(10), config, val=3), tmp_path / str(compiled)).history)
+    plain, compiled = ([row["train_loss"] for row in history] for history in histories)
+    assert compiled == pytest.approx(plain, rel=1e-3)
 
 
 @pytest.mark.parametrize("loss", ["mae", "mse", "huber"])
