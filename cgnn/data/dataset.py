@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from cgnn.data.records import SetAside
 from cgnn.data.split import CrystalSummary
 from cgnn.data.store import GraphStore
 from cgnn.errors import DataError
-from cgnn.graph.fields import FIELDS, Arrays, CrystalGraph
+from cgnn.graph.fields import FIELDS, Arrays, CrystalGraph, distances
 from cgnn.targets import Target
 
 Ints = NDArray[np.int64]
@@ -111,7 +111,8 @@ class CrystalDataset:
 
     def summaries(self) -> list[CrystalSummary]:
         """Return what a split needs to know of each crystal."""
-        return [self._summary(int(row)) for row in self.rows]
+        parts = np.split(self.rows, range(_SUMMARISED, len(self.rows), _SUMMARISED))
+        return [summary for rows in parts for summary in self._summaries(rows)]
 
     def _labels(self, target: Target, rows: Ints) -> NDArray[np.float64]:
         values = self.labels.values[target.name]
@@ -124,29 +125,45 @@ class CrystalDataset:
         pointers = self._pointers["atom"]
         return runs(pointers[rows], pointers[rows + 1] - pointers[rows], CPU).numpy()
 
-    def _summary(self, row: int) -> CrystalSummary:
+    def _summaries(self, rows: Ints) -> Iterator[CrystalSummary]:
         from pymatgen.core import Element
 
-        graph = self.store.graph(row)
-        z, counts = np.unique(graph["z"], return_counts=True)
-        volume = abs(np.linalg.det(graph["lattice"][0])) / len(graph["z"])
-        return CrystalSummary(
-            material_id=self.labels.ids[row],
-            composition={Element.from_Z(int(n)).symbol: int(c) for n, c in zip(z, counts, strict=True)},
-            volume_per_atom=float(volume),
-            shells=_shells(graph),
-        )
+        batch = self._on_disk(rows).batch(rows)
+        crystal = batch.batch.numpy()
+        volumes = batch.lattice.det().abs().numpy() / np.bincount(crystal)
+        shells = _shells(batch)
+        occurring, counts = np.unique(crystal * _ELEMENTS + batch.z.numpy(), return_counts=True)
+        compositions: list[dict[str, int]] = [{} for _ in rows]
+        for key, count in zip(occurring.tolist(), counts.tolist(), strict=True):
+            compositions[key // _ELEMENTS][Element.from_Z(key % _ELEMENTS).symbol] = count
+        for place, row in enumerate(rows.tolist()):
+            yield CrystalSummary(
+                material_id=self.labels.ids[row],
+                composition=compositions[place],
+                volume_per_atom=float(volumes[place]),
+                shells=(float(shells[0][place]), float(shells[1][place])),
+            )
 
 
-def _shells(graph: Arrays) -> tuple[float, ...]:
-    """Return distances that are equal in every description of a crystal: mean over atoms and over edges."""
-    vectors = graph["pos"][graph["source"]] + graph["edge_shift"] @ graph["lattice"][0] - graph["pos"][graph["target"]]
-    distance = np.linalg.norm(vectors, axis=1)
-    if not len(distance):
-        return (0.0, 0.0)
-    nearest = np.full(len(graph["z"]), np.inf)
-    np.minimum.at(nearest, graph["target"], distance)
-    return (float(nearest[np.isfinite(nearest)].mean()), float(distance.min()))
+_ELEMENTS = 119
+_SUMMARISED = 1000
+"""Crystals that are summarised at once: what that takes of memory follows their number."""
+
+
+def _shells(batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return distances that are equal in every description of a crystal (B,), Å; zero for one without edges.
+
+    The mean over atoms of the distance to the nearest neighbour, and the smallest of them.
+    """
+    crystal, target, distance = batch.batch.numpy(), batch.edge_index[1].numpy(), distances(batch).numpy()
+    nearest = np.full(len(crystal), np.inf)
+    np.minimum.at(nearest, target, distance)
+    has_any = np.isfinite(nearest)
+    found = np.bincount(crystal[has_any], minlength=batch.num_graphs)
+    mean = np.bincount(crystal[has_any], nearest[has_any], minlength=batch.num_graphs) / np.maximum(found, 1)
+    smallest = np.full(batch.num_graphs, np.inf)
+    np.minimum.at(smallest, crystal, nearest)
+    return mean, np.where(found > 0, smallest, 0.0)
 
 
 EDGES_PER_BATCH = 40_000

@@ -62,6 +62,14 @@ class CrystalGraph(Data):  # type: ignore[misc]
         return self.pos[source] + shift - self.pos[target]
 
 
+def distances(batch: Any) -> torch.Tensor:
+    """Return the lengths of a batch's edges (E,), Å, differentiable in positions and lattice."""
+    source, target = batch.edge_index
+    lattice = batch.lattice.index_select(0, batch.batch).index_select(0, target)
+    shift = (batch.edge_shift[:, None, :] @ lattice)[:, 0]
+    return (batch.pos.index_select(0, source) + shift - batch.pos.index_select(0, target)).norm(dim=1)
+
+
 def validate(arrays: Arrays) -> None:
     """Check the fields of one crystal: present, right shapes, indices inside, edges sorted by target.
 

@@ -14,6 +14,7 @@ from torch_geometric.utils import scatter
 
 from cgnn.config import ModelConfig
 from cgnn.errors import choose
+from cgnn.graph.fields import distances
 from cgnn.model.conv import Edges, GatedConv
 from cgnn.model.embed import ElementEmbedding, GaussianBasis, envelope
 from cgnn.model.gate import EdgePlan, kernel
@@ -106,7 +107,7 @@ class CrystalGNN(nn.Module):
         return h
 
     def _edges(self, graph: Any, dtype: torch.dtype) -> Edges:
-        distance = graph.distance if "distance" in graph else distances(graph)
+        distance = distances(graph)
         target = graph.edge_index[1]
         weight = envelope(distance, graph.reach.index_select(0, target))
         if self._can_fuse(graph, distance, dtype):
@@ -172,14 +173,6 @@ class CrystalGNN(nn.Module):
     def decode(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return predictions in physical units (or probabilities) by target name."""
         return {name: self.head(name).decode(output) for name, output in raw.items()}
-
-
-def distances(graph: Any) -> Tensor:
-    """Return the lengths of a batch's edges (E,), Å, differentiable in positions and lattice."""
-    source, target = graph.edge_index
-    lattice = graph.lattice.index_select(0, graph.batch).index_select(0, target)
-    shift = (graph.edge_shift[:, None, :] @ lattice)[:, 0]
-    return (graph.pos.index_select(0, source) + shift - graph.pos.index_select(0, target)).norm(dim=1)
 
 
 @torch.no_grad()

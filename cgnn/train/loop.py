@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,16 +112,15 @@ class _Session:
         self.optimizer = _optimizer(self.model, self.settings)
         network = torch.compile(self.model, dynamic=True) if self.settings.compile else self.model
         self.wrapped, self.optimizer = self.fabric.setup(network, self.optimizer)
-        self.ema = self._averaged() if self.settings.ema else None
+        self.parameters = list(self.model.parameters())
+        self.ema = AveragedModel(self.model, use_buffers=True) if self.settings.ema else None
+        self.average = _Average(self.ema, self.model, self.settings.ema) if self.ema is not None else None
         modules: dict[str, nn.Module] = {"model": self.model} | ({"ema": self.ema} if self.ema is not None else {})
         self.state = State(modules, self.optimizer, config, data_key(dataset, parts))
         self.baselines = {
             target.name: Baseline.fit(target, dataset.label(target, parts["train"])) for target in config.targets
         }
         self.logger = tensorboard(folder) if self.settings.tensorboard else None
-
-    def _averaged(self) -> AveragedModel:
-        return AveragedModel(self.model, multi_avg_fn=_average(self.settings.ema), use_buffers=True)
 
     @property
     def evaluated(self) -> CrystalGNN:
@@ -159,15 +158,13 @@ class _Session:
         batch = self.dataset.batch(self._share(indices)).to(self.fabric.device)
         loss = self.model.loss(self.wrapped(batch), batch, self.settings.loss)
         self.fabric.backward(loss)
-        norm = self.fabric.clip_gradients(
-            self.wrapped, self.optimizer, max_norm=self.settings.clip or math.inf, error_if_nonfinite=False
-        )
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
         found = torch.stack([loss.detach(), norm]).tolist()  # the one time in a step that the device is waited for
         self._check(dict(zip(("loss", "gradient"), found, strict=True)), indices)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
+        if self.average is not None:
+            self.average.update()
         self.progress.loss_sum += found[0] * len(indices)
         self.progress.loss_count += len(indices)
 
@@ -280,19 +277,32 @@ def _in_history(key: str) -> bool:
     return key not in ("n",) and not key.startswith("baseline")
 
 
-def _average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
-    """Return the update of averaged weights: exponential, with less memory in the first steps."""
+class _Average:
+    """Exponential average of a network's weights, with less memory in the first steps.
 
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], steps: Tensor | int) -> None:
-        count = int(steps)
-        share = 1 - min(decay, (1 + count) / (10 + count))
-        for old, new in zip(averaged, current, strict=True):
-            if old.is_floating_point():
-                old.lerp_(new, share)
-            else:
-                old.copy_(new)
+    The update is done here and not by `AveragedModel.update_parameters`, which walks through the modules anew
+    at every step.
+    """
 
-    return update
+    def __init__(self, averaged: AveragedModel, model: nn.Module, decay: float) -> None:
+        self.steps, self.decay = averaged.n_averaged, decay
+        pairs = list(zip(_tensors(averaged.module), _tensors(model), strict=True))
+        self.floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        count = int(self.steps)
+        share = 1.0 if count == 0 else 1 - min(self.decay, (1 + count) / (10 + count))
+        torch._foreach_lerp_([old for old, _ in self.floating], [new for _, new in self.floating], share)
+        for old, new in self.counts:
+            old.copy_(new)
+        self.steps += 1
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def _order(indices: Indices, seed: int, epoch: int) -> Indices:
@@ -308,4 +318,4 @@ def _optimizer(model: CrystalGNN, settings: TrainConfig) -> torch.optim.Optimize
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": free, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, foreach=True)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
