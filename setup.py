@@ -1,5 +1,6 @@
 """Compiled loops, optional: without a C compiler cgnn installs too, and runs on torch and numpy alone."""
 
+import os
 import platform
 
 from setuptools import Extension, setup
@@ -35,7 +36,13 @@ class BuildKernels(build_ext):
 setup(
     cmdclass={"build_ext": BuildKernels},
     ext_modules=[
-        Extension(f"cgnn.kernels._{name}", [f"cgnn/kernels/{name}.c"], extra_compile_args=FLAGS, optional=True)
+        Extension(
+            f"cgnn.kernels._{name}",
+            [f"cgnn/kernels/{name}.c"],
+            libraries=["m"] if os.name == "posix" else [],
+            extra_compile_args=FLAGS,
+            optional=True,
+        )
         for name in ("gate", "neighbors")
     ],
 )

@@ -76,7 +76,8 @@ class GraphConfig(_Strict):
     cutoff: float = Field(default=10.0, gt=0, le=30)
     """No neighbour lies beyond it (Å); the radius of ``radius``."""
     tolerance: float = Field(default=0.01, gt=0, le=0.5)
-    """``shells``: relative distance within which atoms belong to one shell."""
+    """``shells``: relative distance within which atoms belong to one shell; ``voronoi``: smallest share of an atom's
+    view that a face fills."""
     max_atoms: int = Field(default=10_000, ge=1)
     max_edges: int = Field(default=2_000_000, ge=1)
 

@@ -29,6 +29,10 @@ class NumericsError(CgnnError):
     """A loss or gradient became NaN or infinite."""
 
 
+class WorkerError(CgnnError):
+    """Worker processes can't be used."""
+
+
 class MissingPackageError(CgnnError):
     """An optional package is not installed."""
 
@@ -45,6 +49,9 @@ class CrystalError(CgnnError):
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[CrystalError], tuple[str, str]]:
+        return CrystalError, (self.code, self.reason)  # the way between processes
 
 
 class Stopped(Exception):  # noqa: N818 - a request, not an error

@@ -17,7 +17,7 @@ from pymatgen.core import Lattice, Structure
 
 from cgnn import Predictor, config, plots
 from cgnn.data.dataset import CrystalDataset
-from cgnn.data.store import prepare
+from cgnn.data.prepare import prepare
 from cgnn.train import Run, learning_curve, train
 from cgnn.train.metrics import learned_unit, to_text
 

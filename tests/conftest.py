@@ -33,6 +33,18 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20261121)
 
 
+@pytest.fixture(params=["compiled", "numpy"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Neighbours from C, and as where there was no compiler."""
+    from cgnn.kernels import load
+
+    if request.param == "numpy":
+        monkeypatch.setattr("cgnn.kernels.neighbors._library", lambda: None)
+    elif load("neighbors") is None:
+        pytest.skip("the library of neighbours was not built")
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets; tests that need it skip where it is absent."""

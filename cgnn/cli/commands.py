@@ -9,12 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgnn.cli.voice import Epochs, LogFile, counted, epoch_line, own_signals, own_warnings, say, show, write_traceback
+from cgnn.cli.voice import (
+    Epochs,
+    LogFile,
+    counted,
+    counting,
+    epoch_line,
+    own_signals,
+    own_warnings,
+    say,
+    show,
+    write_traceback,
+)
 from cgnn.errors import CgnnError, ConfigError, DataError, Stopped
 
 if TYPE_CHECKING:
-    from cgnn.config import Config
-    from cgnn.data.records import Item, SetAside
+    from cgnn.config import Config, DataConfig, GraphConfig
+    from cgnn.data.items import Block, SetAside
 
 app = typer.Typer(name="cgnn", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -45,6 +56,8 @@ Seed = Annotated[int | None, typer.Option(help="Seed of weights, order and dropo
 Format = Annotated[str, typer.Option(help="Format of the input; found from its name by default.")]
 IdColumn = Annotated[str | None, typer.Option("--id-column", help="Column of the ids.")]
 StructureColumn = Annotated[str | None, typer.Option("--structure-column", help="Column of the crystals.")]
+EngineName = Annotated[str, typer.Option("--engine", help="auto, serial, processes or ray (a cluster).")]
+Workers = Annotated[int, typer.Option(min=0, help="Worker processes; 0: one for each processor.")]
 Version = Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")]
 
 
@@ -123,7 +136,9 @@ def evaluate(
     from cgnn.predict import Predictor
 
     predictor = Predictor.load(model, device)
-    result = predictor.evaluate(_crystals(data, format, id_column, structure_column))
+    crystals = _blocks(data, format, id_column, structure_column)
+    with counting() as counter:
+        result = predictor.evaluate(crystals, "auto", counter=counter)
     write_evaluation(result, predictor, output)
     _print_metrics({"": result.metrics}, predictor.info.config)
     _say_flags(result.predictions.flagged())
@@ -140,6 +155,8 @@ def predict(
     format: Format = "auto",
     id_column: IdColumn = None,
     structure_column: StructureColumn = None,
+    engine: EngineName = "auto",
+    workers: Workers = 0,
     strict: Strict = False,
 ) -> None:
     """Predict crystals into a CSV or Parquet table, one row per crystal, physical units."""
@@ -148,11 +165,37 @@ def predict(
     from cgnn.predict import Predictor
 
     predictor = Predictor.load(model, device)
-    items = _crystals(data, format, id_column, structure_column)
-    rows, set_aside, flags = predictor.write(items, output)
+    crystals = _blocks(data, format, id_column, structure_column)
+    with counting() as counter:
+        rows, set_aside, flags = predictor.write(crystals, output, engine, workers, counter)
     _say_flags(flags)
     say(f"predictions: {output}")
     _finish(rows, set_aside, output.with_name(f"{output.stem}.set_aside.csv"), strict)
+
+
+@app.command()
+def prepare(
+    data: Annotated[Path, typer.Argument(help="Crystals: a file or a folder.")],
+    output: Annotated[Path, typer.Option("--output", help="File to write (.graphs).")],
+    config: Annotated[Path | None, typer.Option("--config", help="Settings (YAML) whose graph part counts.")] = None,
+    override: Overrides = None,
+    format: Format = "auto",
+    id_column: IdColumn = None,
+    structure_column: StructureColumn = None,
+    engine: EngineName = "auto",
+    workers: Workers = 0,
+    strict: Strict = False,
+) -> None:
+    """Build the graphs of crystals into one file, which trains like the crystals (data.path) and opens at once."""
+    from cgnn.data.engines import applied
+    from cgnn.data.prepare import build, open_prepared
+
+    settings = _graph_settings(config, override)
+    source = _data_settings(data, output, format, id_column, structure_column)
+    build(output, source, settings, counted, applied(engine, workers))
+    store = open_prepared(output, settings)
+    say(f"graphs: {output}")
+    _finish_listed(len(store), store.set_aside, output.with_name(f"{output.stem}.set_aside.csv"), strict)
 
 
 @app.command()
@@ -231,10 +274,31 @@ def _settings(
     return load(output / "config.yaml", overrides)
 
 
-def _crystals(path: Path, format: str, id_column: str | None, structure_column: str | None) -> Iterable[Item]:
-    from cgnn.data.records import read, without_duplicates
+def _blocks(path: Path, format: str, id_column: str | None, structure_column: str | None) -> Iterable[Block]:
+    from cgnn.data.records import blocks
 
-    return counted(without_duplicates(read(path, format, id_column, structure_column)))
+    return blocks(path, format, id_column, structure_column)
+
+
+def _graph_settings(config: Path | None, override: list[str] | None) -> GraphConfig:
+    from cgnn.config import build, load
+
+    if config is not None:
+        return load(config, override or []).graph
+    return build({"targets": [{"name": "any"}]}, override or []).graph  # graphs do not depend on the targets
+
+
+def _data_settings(
+    data: Path, output: Path, format: str, id_column: str | None, structure_column: str | None
+) -> DataConfig:
+    from cgnn.config import DataConfig
+    from cgnn.data.prepare import SUFFIX
+
+    if output.suffix != SUFFIX:
+        raise DataError(f"{output}: files of prepared graphs end in {SUFFIX}; choose another --output")
+    if output.resolve() == data.resolve():
+        raise DataError(f"{output}: is the input and would be replaced; choose another --output")
+    return DataConfig(path=str(data), format=format, id_column=id_column, structure_column=structure_column)
 
 
 def _fold_reports(folds: int, epochs: int) -> Callable[[int], Callable[[dict[str, float]], None]]:
@@ -258,7 +322,7 @@ def _check_all_usable(settings: Config, output: Path) -> None:
     if not settings.data.path:
         return  # refused by the training itself
     from cgnn.data.dataset import CrystalDataset
-    from cgnn.data.store import prepare
+    from cgnn.data.prepare import prepare
     from cgnn.data.tables import write_set_aside
 
     dataset = CrystalDataset(prepare(settings.data, settings.graph, counted), settings.targets)
@@ -284,6 +348,17 @@ def _say_flags(flags: Mapping[str, Sequence[str]]) -> None:
     if len(said) > _LISTED:
         rest = sum(len(ids) for _, ids in said[_LISTED:])
         say(f"warning: {_crystals_text(rest)} with other flags: column 'flags'")
+
+
+def _finish_listed(used: int, set_aside: Sequence[SetAside], path: Path, strict: bool) -> None:
+    """List what was set aside in a file, and finish."""
+    from cgnn.data.tables import write_set_aside
+
+    if set_aside:
+        write_set_aside(path, set_aside)
+    else:
+        path.unlink(missing_ok=True)  # of an earlier call
+    _finish(used, set_aside, path, strict)
 
 
 def _finish(used: int, set_aside: Sequence[SetAside], path: Path, strict: bool = False) -> None:

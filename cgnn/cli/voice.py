@@ -97,13 +97,37 @@ def counted(items: Iterable[Any]) -> Iterator[Any]:
 
         yield from tqdm(items, unit="crystal", desc="crystals")
         return
-    started = said = time.monotonic()
-    for count, item in enumerate(items, 1):
+    lines = _Lines()
+    for item in items:
         yield item
+        lines.add(1)
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[int], object]]:
+    """Give a function that is told how many more crystals are done: a progress bar on a terminal, else lines."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(unit="crystal", desc="crystals") as bar:
+            yield bar.update
+        return
+    yield _Lines().add
+
+
+class _Lines:
+    """Says now and then how many crystals are done."""
+
+    def __init__(self) -> None:
+        self._started = self._said = time.monotonic()
+        self._count = 0
+
+    def add(self, crystals: int) -> None:
+        self._count += crystals
         now = time.monotonic()
-        if now - said >= EVERY:
-            said = now
-            say(f"{count:,} crystals, {count / (now - started):,.0f} per second")
+        if now - self._said >= EVERY:
+            self._said = now
+            say(f"{self._count:,} crystals, {self._count / (now - self._started):,.0f} per second")
 
 
 class Epochs:

@@ -12,24 +12,29 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from pymatgen.core import Structure
+import numpy as np
+from pymatgen.core import Composition, Element
 from pymatgen.io.cif import CifBlock, CifFile, CifParser
 
-from cgnn.data.gate import MAX_SITES, build_structure, check_count, disordered, element
+from cgnn.data.cif_words import (
+    CELL,
+    COORDINATES,
+    MAX_IMAGES,
+    MAX_OPERATIONS,
+    OPERATION,
+    OPERATIONS,
+    SITE_TOLERANCE,
+    fits_formula,
+    last_digit,
+    number,
+    symbol,
+)
+from cgnn.data.fast_cif import fast_crystal
+from cgnn.data.gate import MAX_SITES, build_crystal, check_count, disordered
 from cgnn.errors import CrystalError
+from cgnn.graph.crystal import Crystal
 
 MAX_BYTES = 8 * 2**20
-MAX_OPERATIONS = 1000
-"""The largest space groups have 192 operations; unusual settings list a few times as many."""
-MAX_IMAGES = 50_000
-"""Operations times sites: special positions make fewer atoms of them, but each is computed."""
-FORMULA_TOLERANCE = 1e-3
-
-_CELL = [f"_cell_length_{x}" for x in "abc"] + [f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")]
-_COORDINATES = [f"_atom_site_fract_{x}" for x in "xyz"]
-_OPERATIONS = [
-    f"{tag}{end}" for tag in ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz") for end in ("", "_")
-]
 _GROUPS = [
     "_symmetry_space_group_name_H-M",
     "_space_group_name_H-M_alt",
@@ -37,15 +42,11 @@ _GROUPS = [
     "_space_group_IT_number",
     "_symmetry_Int_Tables_number",
 ]
-_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?:\(\d+\))?")
-_AXIS = r"[-+0-9/.*\s]{0,20}[xyzXYZ][-+xyzXYZ0-9/.*\s]{0,20}"
-_OPERATION = re.compile(f"{_AXIS},{_AXIS},{_AXIS}")
-_FORMULA = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)")
 _BLOCK = re.compile(r"^[ \t]*data_(\S*)", re.MULTILINE | re.IGNORECASE)
 _ATOM_LOOP = re.compile(r"^[ \t]*_atom_site_fract_x\b", re.MULTILINE | re.IGNORECASE)
 
 
-def structure_from_cif(text: str) -> Structure:
+def crystal_from_cif(text: str) -> Crystal:
     """Return the one crystal of a CIF text.
 
     Raises:
@@ -53,12 +54,19 @@ def structure_from_cif(text: str) -> Structure:
             element, the symmetry makes too many atoms, or the atoms do not add up to the formula given.
     """
     _check_text(text)
+    crystal = fast_crystal(text)
+    return patient_crystal(text) if crystal is None else crystal
+
+
+def patient_crystal(text: str) -> Crystal:
+    """Return the crystal as pymatgen reads it, after the checks; raises as `crystal_from_cif`."""
     block = _parse(text)
     sites = _sites(block)
     operations = _operations(block, len(sites))
-    structure = _expand(_clean_text(block, sites, operations), _rounding(block))
-    _check_formula(structure, block.data.get("_chemical_formula_sum"))
-    return structure
+    rounding = last_digit([text for name in COORDINATES for text in _column(block, name)])
+    crystal = _expand(_clean_text(block, sites, operations), rounding)
+    _check_formula(crystal, block.data.get("_chemical_formula_sum"))
+    return crystal
 
 
 def _check_text(text: str) -> None:
@@ -83,13 +91,13 @@ def _parse(text: str) -> CifBlock:
     if stray:
         raise CrystalError("bad_cif", f"the CIF is malformed: stray text {stray[0].partition(': ')[2][:80]!r}")
     for block in blocks:
-        if _COORDINATES[0] in block.data:
+        if COORDINATES[0] in block.data:
             return block
     raise CrystalError("no_structure", "the CIF has no atoms (no _atom_site_fract_x)")
 
 
 def _sites(block: CifBlock) -> list[tuple[str, list[float]]]:
-    columns = [_column(block, name) for name in _COORDINATES]
+    columns = [_column(block, name) for name in COORDINATES]
     check_count(len(columns[0]))
     kind = "_atom_site_type_symbol" if "_atom_site_type_symbol" in block.data else "_atom_site_label"
     symbols = _column(block, kind)
@@ -97,12 +105,12 @@ def _sites(block: CifBlock) -> list[tuple[str, list[float]]]:
     if len({len(column) for column in (*columns, symbols)}) != 1:
         raise CrystalError("bad_cif", "the CIF lists its sites unevenly")
     for value in occupancies:
-        if value not in (".", "?") and abs(_number(value, "an occupancy") - 1) > 1e-6:
+        if value not in (".", "?") and abs(number(value, "an occupancy") - 1) > 1e-6:
             raise disordered(f"a site has occupancy {value[:20]}")
     positions = zip(*columns, strict=True)
     return [
-        (_symbol(symbol, kind), [_number(value, "a coordinate") for value in position])
-        for symbol, position in zip(symbols, positions, strict=True)
+        (symbol(name, kind), [number(value, "a coordinate") for value in position])
+        for name, position in zip(symbols, positions, strict=True)
     ]
 
 
@@ -113,48 +121,14 @@ def _column(block: CifBlock, name: str) -> list[str]:
     return values
 
 
-def _number(text: Any, what: str) -> float:
-    match = _NUMBER.fullmatch(text.strip()) if isinstance(text, str) else None
-    if not match:
-        got = "missing" if text is None else f"{str(text)[:40]!r}, not a number"
-        raise CrystalError("bad_cif", f"{what} of the CIF is {got}")
-    return float(match[1])
-
-
-def _symbol(text: str, kind: str) -> str:
-    """Return the element of a type symbol (``Fe3+``) or a label (``Fe1A``), if there is no doubt."""
-    letters = re.match(r"[A-Za-z]*", text)
-    name = letters[0] if letters else ""
-    candidates = [name]
-    if name.isupper() and len(name) == 2 and _is_natural(name.title()):
-        candidates.append(name.title())  # old files write FE for iron
-    if kind == "_atom_site_label" and name[1:2].islower() and not re.search("[a-z]", name[2:]):
-        candidates.append(name[:2])  # FeA
-    if kind == "_atom_site_label" and name[1:2].isupper() and name[1:2] not in "HW":
-        candidates.append(name[:1])  # OA; but OH and OW stand for hydrogen that is not listed
-    for candidate in candidates:
-        try:
-            return element(candidate).symbol
-        except CrystalError:
-            continue
-    raise CrystalError("unknown_element", f"{text[:40]!r} in {kind} names no chemical element")
-
-
-def _is_natural(symbol: str) -> bool:
-    try:
-        return bool(element(symbol).Z <= 103)
-    except CrystalError:
-        return False
-
-
 def _operations(block: CifBlock, sites: int) -> list[str]:
     """Return the symmetry operations, after counting what they would make of the sites."""
-    for name in _OPERATIONS:
+    for name in OPERATIONS:
         if name in block.data:
             values = block.data[name]
             operations = values if isinstance(values, list) else [values]
             _check_images(len(operations), sites)
-            bad = [operation for operation in operations if not _OPERATION.fullmatch(operation)]
+            bad = [operation for operation in operations if not OPERATION.fullmatch(operation)]
             if bad or not operations:
                 raise CrystalError("bad_cif", f"{str(bad[:1])[:80]} is no symmetry operation")
             return ["".join(operation.split()) for operation in operations]
@@ -191,28 +165,21 @@ def _check_images(operations: int, sites: int) -> None:
 
 
 def _clean_text(block: CifBlock, sites: Sequence[tuple[str, list[float]]], operations: list[str]) -> str:
-    cell = [f"{name} {_cell_number(block, name)!r}" for name in _CELL]
+    cell = [f"{name} {_cell_number(block, name)!r}" for name in CELL]
     symmetry = ["loop_", "_symmetry_equiv_pos_as_xyz", *(f"'{operation}'" for operation in operations)]
-    loop = ["loop_", "_atom_site_label", "_atom_site_type_symbol", *_COORDINATES]
+    loop = ["loop_", "_atom_site_label", "_atom_site_type_symbol", *COORDINATES]
     rows = [f"{symbol}_{row} {symbol} {x!r} {y!r} {z!r}" for row, (symbol, (x, y, z)) in enumerate(sites)]
     return "\n".join(["data_crystal", *cell, *symmetry, *loop, *rows, ""])
 
 
 def _cell_number(block: CifBlock, name: str) -> float:
-    value = _number(block.data.get(name), name)
+    value = number(block.data.get(name), name)
     if not 0 < value < (180 if "angle" in name else 1e6):
         raise CrystalError("bad_lattice", f"{name} of the CIF is {value:g}")
     return value
 
 
-def _rounding(block: CifBlock) -> float:
-    """Return the step of the last digit of the coordinates, within which 0.3333 means a third; at most 1e-4."""
-    numbers = (text.partition("(")[0] for name in _COORDINATES for text in _column(block, name))
-    digits = max(len(number.lower().partition("e")[0].partition(".")[2]) for number in numbers)
-    return min(10.0**-digits, 1e-4)
-
-
-def _expand(text: str, rounding: float) -> Structure:
+def _expand(text: str, rounding: float) -> Crystal:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is left to warn of, all was checked before
@@ -224,34 +191,21 @@ def _expand(text: str, rounding: float) -> Structure:
     # the parser sorts by element; atoms go back to the order of the file, which lists of one number per atom follow
     order = sorted(range(len(found)), key=lambda atom: int(found[atom].label.partition("_")[2]))
     species = found.species_and_occu
-    return build_structure(found.lattice.matrix, [species[atom] for atom in order], found.frac_coords[order])
+    return build_crystal(found.lattice.matrix, [species[atom] for atom in order], found.frac_coords[order])
 
 
 def _parser(text: str, rounding: float) -> CifParser:
-    # coordinates of four digits land up to a few 1e-4 beside the special position they mean
-    return CifParser.from_str(text, check_cif=False, site_tolerance=1e-3, frac_tolerance=rounding)
+    return CifParser.from_str(text, check_cif=False, site_tolerance=SITE_TOLERANCE, frac_tolerance=rounding)
 
 
-def _check_formula(structure: Structure, formula: Any) -> None:
-    if not isinstance(formula, str) or formula.strip() in ("", ".", "?"):
-        return
-    wanted: dict[str, float] = {}
-    for symbol, count in _FORMULA.findall(formula):
-        name = element(symbol).symbol
-        wanted[name] = wanted.get(name, 0.0) + (float(count) if count not in ("", ".") else 1.0)
-    found = {str(name): float(count) for name, count in structure.composition.items()}
-    if _FORMULA.sub("", formula).strip() or not _agree(found, wanted):
+def _check_formula(crystal: Crystal, formula: Any) -> None:
+    numbers, counts = np.unique(crystal.z, return_counts=True)
+    found = Composition({Element.from_Z(int(z)): int(count) for z, count in zip(numbers, counts, strict=True)})
+    if not fits_formula({str(name): float(count) for name, count in found.items()}, formula):
         raise CrystalError(
             "formula_mismatch",
-            f"the atoms of the CIF are {structure.composition.formula}, its formula says {formula.strip()[:80]}",
+            f"the atoms of the CIF are {found.formula}, its formula says {formula.strip()[:80]}",
         )
-
-
-def _agree(found: dict[str, float], wanted: dict[str, float]) -> bool:
-    if found.keys() != wanted.keys() or not all(wanted.values()):
-        return False
-    ratios = [found[name] / wanted[name] for name in found]
-    return max(ratios) - min(ratios) <= FORMULA_TOLERANCE * max(ratios)
 
 
 def _unreadable(error: Exception) -> CrystalError:

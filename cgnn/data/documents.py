@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from pymatgen.core import Structure
-
-from cgnn.data.structures import read_structure
+from cgnn.data.structures import crystal_from
 from cgnn.errors import CrystalError, unknown
+from cgnn.graph.crystal import Crystal
 
 ID_NAMES = ("material_id", "immutable_id", "id", "task_id", "mp_id")
 STRUCTURE_NAMES = ("structure", "cif", "cif_string", "cif_text", "structures", "crystal_structure", "poscar")
@@ -22,6 +21,8 @@ MAX_ID = 200
 _MODULI = {"k": "bulk_modulus", "g": "shear_modulus"}
 _FLAT_MODULUS = re.compile(r"(?:elasticity\.)?(log10\()?([kg])_(voigt|reuss|vrh)\)?", re.IGNORECASE)
 _MAX_DEPTH = 8
+_PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}", re.ASCII)
+_NOT_VALUES = frozenset({*STRUCTURE_NAMES, *OPTIMADE_NAMES, *ID_NAMES})
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def check_id(value: Any) -> str:
     Raises:
         CrystalError: It is empty, long, not printable, or a spreadsheet would take it for a formula.
     """
+    if isinstance(value, str) and _PLAIN_ID.fullmatch(value):
+        return value
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise CrystalError("bad_id", f"an id must be a text, got {type(value).__name__}")
     if isinstance(value, int) and abs(value) >= 10**18:
@@ -91,7 +94,7 @@ def check_id(value: Any) -> str:
     return text
 
 
-def read_crystal(document: Mapping[str, Any], columns: Columns) -> Structure:
+def read_crystal(document: Mapping[str, Any], columns: Columns) -> Crystal:
     """Return the document's crystal.
 
     Raises:
@@ -103,9 +106,9 @@ def read_crystal(document: Mapping[str, Any], columns: Columns) -> Structure:
     if name is not None:
         if document[name] is None or document[name] == "":
             raise CrystalError("no_structure", f"column {name!r} is empty")
-        return read_structure(document[name])
+        return crystal_from(document[name])
     if "lattice_vectors" in document or ("lattice" in document and "sites" in document):
-        return read_structure(document)
+        return crystal_from(document)
     names = ", ".join(str(key)[:40] for key in list(document)[:12]) or "nothing"
     raise CrystalError("no_structure", f"no crystal: expected a key 'structure', got {names}")
 
@@ -121,9 +124,10 @@ def read_values(document: Mapping[str, Any], columns: Columns, sites: int) -> di
     """
     if "sites" in document and "lattice" in document:
         return {}
-    skipped = {*STRUCTURE_NAMES, *OPTIMADE_NAMES, *ID_NAMES, columns.id, columns.structure}
+    named = (columns.id, columns.structure)
+    kept = {key: value for key, value in document.items() if key not in _NOT_VALUES and key not in named}
     values: dict[str, Any] = {}
-    _flatten({key: value for key, value in document.items() if key not in skipped}, "", sites, values, _MAX_DEPTH)
+    _flatten(kept, "", sites, values, _MAX_DEPTH)
     return _with_aliases(values)
 
 

@@ -1,7 +1,8 @@
-"""The gate for crystals: whatever form they come in, they leave as a checked pymatgen ``Structure``."""
+"""The gate for crystals: whatever form they come in, they leave as a checked `Crystal`."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,9 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pymatgen.core import DummySpecies, Element, IStructure, Lattice, Structure
+from pymatgen.core import DummySpecies, Element, IStructure
 
 from cgnn.errors import CrystalError
+from cgnn.graph.crystal import Crystal
+
+Rows = list[list[float]]
 
 MAX_SITES = 10_000
 LENGTH_RANGE = (0.5, 1000.0)
@@ -39,9 +43,7 @@ def element(symbol: str) -> Element:
     return found
 
 
-def build_structure(
-    lattice: ArrayLike, species: Sequence[Any], coords: ArrayLike, cartesian: bool = False
-) -> Structure:
+def build_crystal(lattice: ArrayLike, species: Sequence[Any], coords: ArrayLike, cartesian: bool = False) -> Crystal:
     """Return a new, checked crystal.
 
     Args:
@@ -57,27 +59,27 @@ def build_structure(
     check_count(len(species))
     matrix = _floats(lattice, (3, 3), "lattice")
     positions = _floats(coords, (len(species), 3), "coordinates")
+    _check_cell(matrix.tolist(), len(species))
     with np.errstate(all="ignore"):  # what overflows here is refused by size
-        _check_cell(matrix, len(species))
-        if cartesian:
-            positions = np.asarray(np.linalg.solve(matrix.T, positions.T).T, dtype=np.float64)
-    if not np.abs(positions).max() <= MAX_FRACTIONAL:
+        fractions = positions @ _inverse(matrix.tolist()) if cartesian else positions
+    if not max(fractions.max(), -fractions.min()) <= MAX_FRACTIONAL:
         raise CrystalError("bad_coordinates", f"an atom lies more than {MAX_FRACTIONAL:g} cells from the origin")
-    return Structure(Lattice(matrix), [_element_of(each) for each in species], positions)
+    numbers = np.array([atomic_number(each) if isinstance(each, str) else _number_of(each) for each in species])
+    return Crystal(numbers, positions if cartesian else positions @ matrix, matrix)
 
 
-def check_structure(structure: IStructure) -> Structure:
-    """Return a crystal's lattice, elements and coordinates as a new, checked structure.
+def check_structure(structure: IStructure) -> Crystal:
+    """Return a crystal's lattice, elements and coordinates, checked.
 
     Oxidation states, spins and site properties are left behind; the input is not changed.
 
     Raises:
-        CrystalError: The crystal is disordered, not periodic, or unusable as `build_structure` says.
+        CrystalError: The crystal is disordered, not periodic, or unusable as `build_crystal` says.
     """
     check_count(len(structure))
     if not all(structure.lattice.pbc):
         raise CrystalError("not_periodic", "the crystal is not periodic in all three directions")
-    return build_structure(structure.lattice.matrix, list(structure.species_and_occu), structure.frac_coords)
+    return build_crystal(structure.lattice.matrix, structure.species_and_occu, structure.frac_coords)
 
 
 def check_count(sites: int) -> None:
@@ -97,9 +99,13 @@ def disordered(what: str) -> CrystalError:
     return CrystalError("disordered", f"{what}: only fully occupied sites of one element can be used")
 
 
-def _element_of(species: Any) -> Element:
-    if isinstance(species, str):
-        return element(species)
+@lru_cache(maxsize=1024)
+def atomic_number(symbol: str) -> int:
+    """Return the atomic number of what `element` accepts."""
+    return int(element(symbol).Z)
+
+
+def _number_of(species: Any) -> int:
     if not hasattr(species, "items"):
         raise CrystalError("unknown_element", f"{str(species)[:40]!r} is no chemical element")
     if len(species) != 1 or abs(species.num_atoms - 1) > 1e-6:
@@ -107,7 +113,7 @@ def _element_of(species: Any) -> Element:
     (one,) = species
     if isinstance(one, DummySpecies):
         raise CrystalError("unknown_element", f"{str(one)[:40]!r} is no chemical element")
-    return element(one.symbol)
+    return atomic_number(one.symbol)
 
 
 def _floats(values: ArrayLike, shape: tuple[int, int], what: str) -> NDArray[np.float64]:
@@ -122,17 +128,36 @@ def _floats(values: ArrayLike, shape: tuple[int, int], what: str) -> NDArray[np.
     return array.astype(np.float64)
 
 
-def _check_cell(matrix: NDArray[np.float64], sites: int) -> None:
-    lengths = np.linalg.norm(matrix, axis=1)
-    if not LENGTH_RANGE[0] <= lengths.min() <= lengths.max() <= LENGTH_RANGE[1]:
+def _check_cell(rows: Rows, sites: int) -> None:
+    lengths = [math.sqrt(x * x + y * y + z * z) for x, y, z in rows]
+    if not LENGTH_RANGE[0] <= min(lengths) <= max(lengths) <= LENGTH_RANGE[1]:
         raise CrystalError(
             "bad_lattice",
-            f"the lattice vectors are {lengths.min():.3g} to {lengths.max():.3g} Å long, "
+            f"the lattice vectors are {min(lengths):.3g} to {max(lengths):.3g} Å long, "
             f"outside {LENGTH_RANGE[0]:g} to {LENGTH_RANGE[1]:g} Å",
         )
-    volume = abs(float(np.linalg.det(matrix))) / sites
+    a, b, c = rows
+    volume = abs(_dot(a, _cross(b, c))) / sites
     if not ATOM_VOLUME_RANGE[0] <= volume <= ATOM_VOLUME_RANGE[1]:
         raise CrystalError(
             "bad_volume",
             f"the volume is {volume:.3g} Å³ per atom, outside {ATOM_VOLUME_RANGE[0]:g} to {ATOM_VOLUME_RANGE[1]:g} Å³",
         )
+
+
+# for nine numbers a call into linear algebra costs more than the arithmetic
+
+
+def _inverse(rows: Rows) -> NDArray[np.float64]:
+    a, b, c = rows
+    columns = [_cross(b, c), _cross(c, a), _cross(a, b)]
+    volume = _dot(a, columns[0])
+    return np.array([[column[axis] / volume for column in columns] for axis in range(3)])
+
+
+def _cross(a: list[float], b: list[float]) -> list[float]:
+    return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
+
+
+def _dot(a: list[float], b: list[float]) -> float:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]

@@ -43,12 +43,33 @@ def documents(handle: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
             raise DataError(f"{path}: not JSON; a JSON file of crystals starts with '[' or '{{'")
         if text.peek() == "[":
             yield from text.elements()
-        while text.peek() == "{" and not text.is_lost:
-            yield from _members(text)
-        if text.peek() and not text.is_lost:
-            raise CrystalError("bad_json", "there is something else after the end of the JSON value")
+        yield from _behind_the_list(text)
     except CrystalError as error:
         yield text.row + 1, _and_rest(error)
+
+
+def rest_of_list(handle: Any, row: int, first_key: str, names: set[str]) -> Iterator[tuple[int, Any]]:
+    """Yield what `documents` would from the middle of a list on.
+
+    Args:
+        handle: What comes next in it is the element behind ``row`` and its comma.
+        row: Number of the last element that was read.
+        first_key: The key with which the first element starts, in its quotes.
+        names: The keys of the first element.
+    """
+    text = _Text(handle, row, names)
+    try:
+        yield from text.elements(first_key)
+        yield from _behind_the_list(text)
+    except CrystalError as error:
+        yield text.row + 1, _and_rest(error)
+
+
+def _behind_the_list(text: _Text) -> Iterator[tuple[int, Any]]:
+    while text.peek() == "{" and not text.is_lost:
+        yield from _members(text)
+    if text.peek() and not text.is_lost:
+        raise CrystalError("bad_json", "there is something else after the end of the JSON value")
 
 
 def _members(text: _Text) -> Iterator[tuple[int, Any]]:
@@ -109,8 +130,8 @@ _FIRST_KEY = re.compile(r'\{\s*("[^"\\]{1,200}")\s*:')
 class _Text:
     """A window on a JSON text that grows on demand."""
 
-    def __init__(self, handle: IO[bytes]) -> None:
-        self.row = 0
+    def __init__(self, handle: IO[bytes], row: int = 0, names: set[str] | None = None) -> None:
+        self.row = row
         """Number of the last element."""
         self.is_lost = False
         """Nothing more can be read."""
@@ -121,7 +142,7 @@ class _Text:
         self._ended = False
         self._is_between = False
         self._failures = 0
-        self._names: set[str] = set()
+        self._names = names or set()
 
     def peek(self) -> str:
         """Return the next character that is no space, or ``""`` at the end."""
@@ -146,11 +167,14 @@ class _Text:
                 raise _bad_value(error) from None
             self._more()
 
-    def elements(self) -> Iterator[tuple[int, Any]]:
-        """Yield the elements of the list that starts here; a broken one as `CrystalError`."""
-        self._take("[")
-        first_key: str | None = None
-        going = self.peek() != "]"
+    def elements(self, first_key: str | None = None) -> Iterator[tuple[int, Any]]:
+        """Yield the elements of the list that starts (or, given its first key, goes on) here.
+
+        A broken one is given as its `CrystalError`.
+        """
+        if first_key is None:
+            self._take("[")
+        going = first_key is not None or self.peek() != "]"
         while going:
             self.row += 1
             self._is_between = False

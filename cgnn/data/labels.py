@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cgnn.data.records import SetAside, Value
+from cgnn.data.chunks import ABSENT, BOOLEAN, MISSING, NUMBER, Column
+from cgnn.data.items import SetAside, Value
 from cgnn.data.store import GraphStore
 from cgnn.errors import DataError, unknown
-from cgnn.targets import Target
+from cgnn.targets import TRANSFORMS, Target
 
 PLAUSIBLE: dict[str, tuple[float, float]] = {
     "GPa": (0.01, 2000.0),
@@ -47,35 +48,89 @@ def read_labels(store: GraphStore, targets: Sequence[Target]) -> Labels:
     Raises:
         DataError: A target's column does not exist, or no crystal has a usable label.
     """
-    atom_ptr = store.arrays["atom_ptr"]
-    sizes = {"crystal": len(store), "atom": int(atom_ptr[-1])}
+    _check_columns(targets, store.columns)
+    values, is_read = _from_columns(store, targets)
+    has_label = np.zeros(len(store), dtype=bool)
+    for target in targets:
+        if target.level == "crystal":
+            has_label |= ~np.isnan(values[target.name])
+    ids = store.ids()
+    aside = _from_records(store, targets, np.flatnonzero(~is_read), values, has_label)
+    missing = np.flatnonzero(is_read & ~has_label).tolist()
+    if missing:
+        sources, reason = store.sources(), _no_value(targets)
+        for row in missing:
+            aside[row] = SetAside(ids[row], sources[row], "label", "no_label", reason)
+    if not has_label.any():
+        raise DataError(f"no crystal has a usable label; the first: {aside[0].reason}")
+    set_aside = [aside[row] for row in sorted(aside)]
+    labels = Labels(ids, np.flatnonzero(has_label), values, set_aside, [])
+    labels.warnings.extend(_advice(targets, labels))
+    return labels
+
+
+def _from_columns(
+    store: GraphStore, targets: Sequence[Target]
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.bool_]]:
+    """Return the labels that columns of numbers tell, and in which rows they tell all there is."""
+    sizes = {"crystal": len(store), "atom": store.num_atoms}
     values = {target.name: np.full(sizes[target.level], np.nan) for target in targets}
-    ids, rows, set_aside = [], [], []
-    columns: set[str] = set()
-    for row in range(len(store)):
+    is_read = np.ones(len(store), dtype=bool)
+    for target in targets:
+        column = store.column(target.source)
+        if column is None:
+            is_read[:] = False
+            continue
+        is_known = _is_plain(target, column)
+        is_read &= is_known | (column.kinds == ABSENT) | (column.kinds == MISSING)
+        if target.level == "crystal":
+            values[target.name][is_known] = column.values[is_known]
+    return values, is_read
+
+
+def _is_plain(target: Target, column: Column) -> NDArray[np.bool_]:
+    """Return where an entry of a column is the label itself, as `Target.encode` would say of it."""
+    number = column.kinds == NUMBER
+    if target.level == "atom" or target.task == "multiclass":
+        return np.zeros(len(number), dtype=bool)
+    if target.task == "binary":
+        return (column.kinds == BOOLEAN) | (number & ((column.values == 0) | (column.values == 1)))
+    return number & (np.abs(column.values) < 1e30) & (column.values > TRANSFORMS[target.transform].lower)
+
+
+def _from_records(
+    store: GraphStore,
+    targets: Sequence[Target],
+    rows: NDArray[np.int64],
+    values: dict[str, NDArray[np.float64]],
+    has_label: NDArray[np.bool_],
+) -> dict[int, SetAside]:
+    """Read the labels of some rows one by one, and return why some of them have none."""
+    aside: dict[int, SetAside] = {}
+    if not len(rows):
+        return aside
+    atom_ptr = store.arrays["atom_ptr"]
+    for row in rows.tolist():
         material_id, source, record = store.record(row)
-        ids.append(material_id)
-        columns.update(record)
+        atoms = slice(int(atom_ptr[row]), int(atom_ptr[row + 1]))
+        places = {target.name: slice(row, row + 1) if target.level == "crystal" else atoms for target in targets}
+        has_label[row] = False
         try:
-            atoms = slice(int(atom_ptr[row]), int(atom_ptr[row + 1]))
             found = {target.name: label_of(target, record, atoms.stop - atoms.start) for target in targets}
         except DataError as error:
-            set_aside.append(SetAside(material_id, source, "label", "bad_label", str(error)))
-            continue
-        if all(np.isnan(label).all() for label in found.values()):
-            wanted = ", ".join(target.source for target in targets)
-            set_aside.append(SetAside(material_id, source, "label", "no_label", f"no value of {wanted}"))
-            continue
-        rows.append(row)
-        for target in targets:
-            place = slice(row, row + 1) if target.level == "crystal" else atoms
-            values[target.name][place] = found[target.name]
-    _check_columns(targets, columns, store)
-    if not rows:
-        raise DataError(f"no crystal has a usable label; the first: {set_aside[0].reason}")
-    found_labels = Labels(ids, np.array(rows), values, set_aside, [])
-    found_labels.warnings.extend(_advice(targets, found_labels))
-    return found_labels
+            aside[row] = SetAside(material_id, source, "label", "bad_label", str(error))
+            found = dict.fromkeys(values, np.array(np.nan))
+        else:
+            has_label[row] = not all(np.isnan(label).all() for label in found.values())
+            if not has_label[row]:
+                aside[row] = SetAside(material_id, source, "label", "no_label", _no_value(targets))
+        for name, label in found.items():
+            values[name][places[name]] = label
+    return aside
+
+
+def _no_value(targets: Sequence[Target]) -> str:
+    return f"no value of {', '.join(target.source for target in targets)}"
 
 
 def label_of(target: Target, values: dict[str, Value], atoms: int) -> NDArray[np.float64]:
@@ -99,7 +154,7 @@ def label_of(target: Target, values: dict[str, Value], atoms: int) -> NDArray[np
         raise DataError(f"column {target.source!r}: {error}") from None
 
 
-def _check_columns(targets: Sequence[Target], columns: set[str], store: GraphStore) -> None:
+def _check_columns(targets: Sequence[Target], columns: Sequence[str]) -> None:
     for target in targets:
         if target.source not in columns:
             raise DataError(f"target {target.name!r}: {unknown(target.source, sorted(columns), 'column')}")

@@ -1,29 +1,33 @@
-"""Reading crystals: `read` gives one stream of `Record`s and `SetAside`s whatever the file."""
+"""Reading crystals: `read` gives one stream of `Record`s and `SetAside`s whatever the file.
+
+`blocks` and `parse` are its two halves, for those who read in several processes.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pymatgen.core import IStructure
 
 from cgnn.data.documents import Columns
-from cgnn.data.items import Item, Record, SetAside, Stream, Value, make_item, set_aside
-from cgnn.data.readers import READERS, guess_format
+from cgnn.data.items import Block, Item, Record, SetAside, Stream, Value, make_item, set_aside
+from cgnn.data.readers import READERS, check_columns, guess_format
 from cgnn.errors import CrystalError, DataError, nearest, unknown
 
 __all__ = [
     "READERS",
+    "Block",
     "Item",
     "Record",
     "SetAside",
     "Stream",
     "Value",
+    "blocks",
     "from_structures",
+    "parse",
     "read",
     "without_duplicates",
 ]
@@ -49,6 +53,28 @@ def read(
     Raises:
         DataError: The file as a whole can't be used; says what was got, what was expected and what to do.
     """
+    return _joined(blocks(path, format, id_column, structure_column))
+
+
+def blocks(
+    path: str | Path,
+    format: str = "auto",
+    id_column: str | None = None,
+    structure_column: str | None = None,
+) -> Iterator[Block]:
+    """Cut an input into blocks of up to some hundred crystals, one after another, without reading these.
+
+    A block can be pickled, and `parse` reads it in any process: the blocks' items, joined, are what `read` gives.
+
+    Args:
+        path: As for `read`, and so are the others.
+        format: An entry of ``READERS``.
+        id_column: Column of the ids.
+        structure_column: Column of the crystals.
+
+    Raises:
+        DataError: The file as a whole can't be used; says what was got, what was expected and what to do.
+    """
     path = Path(path).expanduser()
     if format != "auto" and format not in READERS:
         raise DataError(unknown(format, READERS, "format"))
@@ -60,7 +86,13 @@ def read(
             f"{path}: format {name!r} reads a {'file' if is_dir else 'folder'}, "
             f"this is a {'folder' if is_dir else 'file'}"
         )
-    return _not_empty(READERS[name](path, id_column, structure_column), path)
+    columns = Columns(id_column, structure_column)
+    return _not_empty(check_columns(READERS[name](path, columns), path, columns), path)
+
+
+def parse(block: Block) -> list[Item]:
+    """Return the `Record`s and `SetAside`s of a block in their order; the same each time, in any process."""
+    return block.items()
 
 
 def without_duplicates(stream: Iterable[Item]) -> Stream:
@@ -73,7 +105,7 @@ def without_duplicates(stream: Iterable[Item]) -> Stream:
         if isinstance(item, SetAside):
             yield item
             continue
-        digest = _digest(item)
+        digest = item.digest
         first, source = seen.setdefault(item.material_id, (digest, item.source))
         if first is digest:
             yield item
@@ -131,23 +163,17 @@ def _check_path(path: Path) -> None:
         raise DataError(f"{path}: the file is empty; expected crystals")
 
 
-def _not_empty(stream: Stream, path: Path) -> Stream:
-    is_empty = True
-    for item in stream:
-        is_empty = False
-        yield item
-    if is_empty:
+def _not_empty(pieces: Iterator[Block], path: Path) -> Iterator[Block]:
+    first = next(pieces, None)
+    if first is None:
         raise DataError(f"{path}: no crystals in it")
+    yield first
+    yield from pieces
 
 
-def _digest(record: Record) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    structure = record.structure
-    digest.update(np.round(structure.lattice.matrix, 6).tobytes())
-    digest.update(np.asarray(structure.atomic_numbers, dtype=np.int64).tobytes())
-    digest.update(np.round(structure.frac_coords, 6).tobytes())
-    digest.update(repr(sorted(record.values.items())).encode("utf-8", "backslashreplace"))
-    return digest.digest()
+def _joined(pieces: Iterator[Block]) -> Stream:
+    for block in pieces:
+        yield from parse(block)
 
 
 def _repeated(record: Record, code: str, reason: str) -> SetAside:

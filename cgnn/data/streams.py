@@ -101,6 +101,47 @@ class Lines:
         self._ended = True
 
 
+class PutBack:
+    """A file of which some bytes, and perhaps the error that came behind them, were read already.
+
+    Args:
+        held: What was read.
+        handle: Gives what follows.
+        error: What ``handle`` raised.
+    """
+
+    def __init__(self, held: bytes, handle: Any, error: Exception | None = None) -> None:
+        self._held = held
+        self._pos = 0
+        self._handle = handle
+        self._error = error
+
+    def read1(self, size: int) -> bytes:
+        """Return up to ``size`` bytes."""
+        if self._pos < len(self._held):
+            return self._take(self._pos + size)
+        self._fail()
+        return bytes(self._handle.read1(size))
+
+    def readline(self, size: int) -> bytes:
+        """Return the rest of the line, at most ``size`` bytes of it."""
+        end = self._held.find(b"\n", self._pos, self._pos + size) + 1
+        line = self._take(end or self._pos + size)
+        if end or len(line) == size:
+            return line
+        self._fail()
+        return line + bytes(self._handle.readline(size - len(line)))
+
+    def _take(self, end: int) -> bytes:
+        part = self._held[self._pos : end]
+        self._pos += len(part)
+        return part
+
+    def _fail(self) -> None:
+        if self._error:
+            raise self._error
+
+
 def read_up_to(handle: Any, size: int) -> bytes:
     """Read up to ``size`` bytes; what comes before damage is kept, the damage is met at the next call."""
     parts: list[bytes] = []

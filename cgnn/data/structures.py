@@ -12,16 +12,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from pymatgen.core import IStructure, Lattice, Structure
+from pymatgen.core import IStructure, Lattice
 from pymatgen.io.vasp import Poscar
 
-from cgnn.data.cif import structure_from_cif
-from cgnn.data.gate import MAX_SITES, build_structure, check_count, check_structure, disordered
+from cgnn.data.cif import crystal_from_cif
+from cgnn.data.gate import MAX_SITES, build_crystal, check_count, check_structure, disordered
 from cgnn.data.json_stream import parse_json
 from cgnn.errors import CrystalError
+from cgnn.graph.crystal import Crystal
 
 _ANGLES = ("alpha", "beta", "gamma")
-_PYTHON_REPR = re.compile(r"Full Formula \(|PeriodicSite:|^\s*Structure\(|^\s*\{'|^\s*Atoms\(")
+_PYTHON_WORDS = ("Full Formula (", "PeriodicSite:")
+_PYTHON_START = re.compile(r"\s*(?:Structure\(|\{'|Atoms\()")
 _PRINTED = (
     "holds the printed form of a structure, which has lost digits; write the text of a CIF into the table instead, "
     "such as df['structure'] = [s.to(fmt='cif') for s in df['structure']]"
@@ -29,42 +31,45 @@ _PRINTED = (
 _POSCAR_SCALE = re.compile(r"\s*[+-]?\d+\.?\d*(?:[eE][+-]?\d+)?\s*")
 
 
-def read_structure(value: Any) -> Structure:
-    """Return the crystal in a value as data hold it: a dict, a text, a pymatgen structure or ASE atoms.
+def crystal_from(value: Any) -> Crystal:
+    """Return the crystal in a value as data hold it: a dict, a text, a pymatgen structure, ASE atoms or a `Crystal`.
 
     Raises:
         CrystalError: It is no crystal, or one that can't be used.
     """
     if isinstance(value, Mapping):
-        return structure_from_dict(value)
+        return crystal_from_dict(value)
     if isinstance(value, str):
-        return structure_from_text(value)
+        return crystal_from_text(value)
     if isinstance(value, IStructure):
         return check_structure(value)
+    if isinstance(value, Crystal):
+        return value
     if hasattr(value, "get_chemical_symbols") and hasattr(value, "get_scaled_positions"):
         return _from_ase(value)
     raise CrystalError("no_structure", f"expected a crystal, got {type(value).__name__}")
 
 
-def structure_from_text(text: str) -> Structure:
+def crystal_from_text(text: str) -> Crystal:
     """Return the crystal of a text: CIF, POSCAR or the JSON of a structure.
 
     Raises:
         CrystalError: The text is none of these, or the crystal can't be used.
     """
-    if _PYTHON_REPR.search(text[:2000]):
+    start = text[:2000]
+    if any(words in start for words in _PYTHON_WORDS) or _PYTHON_START.match(start):
         raise CrystalError("python_repr", f"the structure column {_PRINTED}")
     if text.lstrip().startswith("{"):
-        return read_structure(parse_json(text))
+        return crystal_from(parse_json(text))
     if "data_" in text or "_cell_length_a" in text:
-        return structure_from_cif(text)
+        return crystal_from_cif(text)
     lines = text.splitlines()
     if len(lines) > 5 and _POSCAR_SCALE.fullmatch(lines[1]):
-        return structure_from_poscar(text)
+        return crystal_from_poscar(text)
     raise CrystalError("no_structure", f"expected the text of a CIF, a POSCAR or a JSON structure, got {text[:40]!r}")
 
 
-def structure_from_dict(values: Mapping[str, Any]) -> Structure:
+def crystal_from_dict(values: Mapping[str, Any]) -> Crystal:
     """Return the crystal of a pymatgen structure dict, or of OPTIMADE columns.
 
     Raises:
@@ -75,15 +80,18 @@ def structure_from_dict(values: Mapping[str, Any]) -> Structure:
     if "lattice" not in values or "sites" not in values:
         raise CrystalError("no_structure", f"a structure has 'lattice' and 'sites', got {_names(values)}")
     sites = values["sites"]
-    if not isinstance(sites, list) or not all(isinstance(site, Mapping) for site in sites):
+    if not isinstance(sites, list) or not set(map(type, sites)) <= {dict}:
         raise CrystalError("bad_structure", "'sites' of the structure must be a list of sites")
     check_count(len(sites))
     cartesian = sites[0].get("abc") is None
-    coords = [site.get("xyz" if cartesian else "abc") for site in sites]
-    return build_structure(_matrix(values["lattice"]), [_symbol(site) for site in sites], coords, cartesian)
+    name = "xyz" if cartesian else "abc"
+    coords = [site.get(name) for site in sites]
+    return build_crystal(
+        _matrix(values["lattice"]), [_symbol(site.get("species")) for site in sites], coords, cartesian
+    )
 
 
-def structure_from_poscar(text: str) -> Structure:
+def crystal_from_poscar(text: str) -> Crystal:
     """Return the crystal of a POSCAR or CONTCAR text.
 
     Raises:
@@ -115,12 +123,12 @@ def _check_poscar(text: str) -> None:
         raise CrystalError("bad_poscar", "a negative scale with cartesian coordinates is not read; use scale 1")
 
 
-def _from_ase(atoms: Any) -> Structure:
+def _from_ase(atoms: Any) -> Crystal:
     check_count(len(atoms))
     if not all(atoms.get_pbc()):
         raise CrystalError("not_periodic", "the atoms are not periodic in all three directions (atoms.pbc)")
     cell = atoms.get_cell()
-    return build_structure(cell[:], atoms.get_chemical_symbols(), atoms.get_positions(), cartesian=True)
+    return build_crystal(cell[:], atoms.get_chemical_symbols(), atoms.get_positions(), cartesian=True)
 
 
 def _matrix(lattice: Any) -> Any:
@@ -138,8 +146,13 @@ def _matrix(lattice: Any) -> Any:
         return Lattice.from_parameters(*numbers).matrix
 
 
-def _symbol(site: Mapping[str, Any]) -> str:
-    species = site.get("species")
+def _symbol(species: Any) -> str:
+    try:  # nearly all sites are written like this
+        (one,) = species
+        if one["occu"] == 1 and type(one["element"]) is str:
+            return str(one["element"])
+    except (TypeError, ValueError, KeyError, IndexError):
+        pass
     if isinstance(species, list):
         if len(species) != 1:
             raise disordered(f"a site holds {len(species)} species")
@@ -154,7 +167,7 @@ def _symbol(site: Mapping[str, Any]) -> str:
     return species
 
 
-def _from_optimade(values: Mapping[str, Any]) -> Structure:
+def _from_optimade(values: Mapping[str, Any]) -> Crystal:
     names, coords = values.get("species_at_sites"), values.get("cartesian_site_positions")
     if not isinstance(names, list) or not isinstance(coords, list) or len(names) != len(coords):
         raise CrystalError("bad_structure", "species_at_sites and cartesian_site_positions must be lists of one length")
@@ -162,7 +175,7 @@ def _from_optimade(values: Mapping[str, Any]) -> Structure:
     if isinstance(species, list):
         table = {kind.get("name"): kind for kind in species if isinstance(kind, Mapping)}
         names = [_optimade_symbol(name, table.get(name)) for name in names]
-    return build_structure(values["lattice_vectors"], names, coords, cartesian=True)
+    return build_crystal(values["lattice_vectors"], names, coords, cartesian=True)
 
 
 def _optimade_symbol(name: Any, kind: Mapping[str, Any] | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import orjson
 
 from cgnn.config import GraphConfig
 from cgnn.errors import CrystalError, choose
-from cgnn.graph.fields import FIELDS, Arrays, CrystalGraph
-from cgnn.graph.neighbors import NEIGHBORS, Neighbors
+from cgnn.graph.crystal import Crystal
+from cgnn.graph.fields import Arrays, CrystalGraph
+from cgnn.graph.neighbors import NEIGHBORS
+from cgnn.graph.search import Neighbors
 
 SCHEMA = 1
 """Raised when the stored fields change, so that prepared graphs of another version are not used."""
@@ -41,7 +44,7 @@ class GraphBuilder:
         self._strategy = choose(NEIGHBORS, self.settings.neighbors, "neighbour strategy")
 
     def __call__(self, crystal: Any) -> CrystalGraph:
-        """Return the graph of a pymatgen ``Structure`` or ASE ``Atoms``.
+        """Return the graph of a `Crystal`, a pymatgen ``Structure`` or ASE ``Atoms``.
 
         Raises:
             CrystalError: The crystal can't be used: partial occupancy, no periodicity, overlapping
@@ -55,8 +58,8 @@ class GraphBuilder:
         self._check_size(len(z))
         _check_cell(len(z), pos, lattice)
         found = self._strategy(pos, lattice, self.settings)
-        self._check_edges(found, z)
-        values = {
+        self._check_edges(found)
+        return {
             "z": z,
             "pos": pos,
             "reach": found.reach,
@@ -65,7 +68,6 @@ class GraphBuilder:
             "target": found.target,
             "edge_shift": found.shift,
         }
-        return {name: values[name].astype(field.stored) for name, field in FIELDS.items()}
 
     def _check_size(self, atoms: int) -> None:
         limit = self.settings.max_atoms
@@ -74,46 +76,62 @@ class GraphBuilder:
         if atoms > limit:
             raise CrystalError("too_large", f"{atoms} atoms, the limit is {limit} (graph.max_atoms)")
 
-    def _check_edges(self, found: Neighbors, z: np.ndarray[Any, Any]) -> None:
+    def _check_edges(self, found: Neighbors) -> None:
         limit = self.settings.max_edges
         if len(found.source) > limit:
             raise CrystalError("too_large", f"{len(found.source)} edges, the limit is {limit} (graph.max_edges)")
-        if len(found.source) and found.distance.min() < MIN_DISTANCE:
-            edge = int(found.distance.argmin())
+        if not len(found.source):
+            return
+        edge = int(found.distance.argmin())
+        if found.distance[edge] < MIN_DISTANCE:
             first, second = sorted((int(found.source[edge]), int(found.target[edge])))
             raise CrystalError(
                 "overlap",
                 f"atoms {first} and {second} (counted from 0, images included) are "
                 f"{found.distance[edge]:.3f} Å apart, nearer than {MIN_DISTANCE} Å",
             )
-        if len(found.shift) and np.abs(found.shift).max() > np.iinfo(np.int16).max:
-            raise CrystalError("cell_shape", "positions lie too many cells away from the cell")
 
 
 def crystal_arrays(crystal: Any) -> tuple[Any, Any, Any]:
-    """Return atomic numbers (N,), positions (N, 3) and lattice (3, 3), Å, of a crystal.
+    """Return atomic numbers (N,), positions (N, 3) and lattice (3, 3), Å, of a crystal, as own arrays of stored dtypes.
 
     Args:
-        crystal: A pymatgen ``Structure`` or ASE ``Atoms``.
+        crystal: A `Crystal`, a pymatgen ``Structure`` or ASE ``Atoms``.
 
     Raises:
-        CrystalError: It is not periodic in three directions or has partial occupancy.
+        CrystalError: It is not periodic in three directions, has partial occupancy or atoms of no element.
     """
-    if hasattr(crystal, "get_atomic_numbers"):
-        periodic, lattice = all(crystal.pbc), np.array(crystal.cell)
-        z, pos = np.array(crystal.get_atomic_numbers()), np.array(crystal.get_positions())
-        if len(z) and not 1 <= z.min() <= z.max() <= 118:
-            raise CrystalError("unknown_element", "an atomic number is not from 1 to 118, so it is no chemical element")
+    if isinstance(crystal, Crystal):
+        numbers, pos, lattice, periodic = crystal.z.tolist(), crystal.pos, crystal.lattice, True
+    elif hasattr(crystal, "get_atomic_numbers"):
+        numbers, pos = crystal.get_atomic_numbers().tolist(), crystal.get_positions()
+        lattice, periodic = crystal.cell, all(crystal.pbc)
     elif hasattr(crystal, "lattice"):
-        if not crystal.is_ordered:
-            raise CrystalError("disordered", "a site has partial or mixed occupancy; order it first")
-        periodic, lattice = all(crystal.lattice.pbc), np.array(crystal.lattice.matrix)
-        z, pos = np.array([_number(site.specie) for site in crystal]), np.array(crystal.cart_coords)
+        numbers, pos = _numbers(crystal), crystal.cart_coords
+        lattice, periodic = crystal.lattice.matrix, all(crystal.lattice.pbc)
     else:
-        raise CrystalError("not_a_crystal", f"expected a pymatgen Structure or ASE Atoms, got {type(crystal).__name__}")
+        wanted = "a pymatgen Structure, ASE Atoms or a Crystal"
+        raise CrystalError("not_a_crystal", f"expected {wanted}, got {type(crystal).__name__}")
     if not periodic:
         raise CrystalError("not_periodic", "the structure is not periodic in all three directions")
-    return z, pos.reshape(-1, 3).astype(np.float64), lattice.astype(np.float64)
+    if numbers and not 1 <= min(numbers) <= max(numbers) <= 118:
+        raise CrystalError("unknown_element", "an atomic number is not from 1 to 118, so it is no chemical element")
+    own_pos = np.array(pos, dtype=np.float64, order="C").reshape(-1, 3)
+    return np.array(numbers, dtype=np.uint8), own_pos, np.array(lattice, dtype=np.float64, order="C")
+
+
+def _numbers(structure: Any) -> list[int]:
+    numbers, known = [], dict[int, int]()
+    for site in structure.sites:
+        composition = site.species
+        if len(composition) != 1 or composition.num_atoms != 1:
+            raise CrystalError("disordered", "a site has partial or mixed occupancy; order it first")
+        (species,) = composition
+        number = known.get(id(species))  # an element is one object wherever it stands
+        if number is None:
+            number = known[id(species)] = _number(species)
+        numbers.append(number)
+    return numbers
 
 
 def _number(species: Any) -> int:
@@ -124,9 +142,11 @@ def _number(species: Any) -> int:
 
 
 def _check_cell(atoms: int, pos: Any, lattice: Any) -> None:
-    if not np.isfinite(lattice).all() or not np.isfinite(pos).all():
+    rows = lattice.tolist()
+    if not all(isfinite(entry) for row in rows for entry in row) or not np.isfinite(pos).all():
         raise CrystalError("not_finite", "the lattice or a position is not a finite number")
-    volume = abs(np.linalg.det(lattice))
+    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = rows
+    volume = abs(ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx))
     if not 0.5 <= volume / atoms <= 1e5:
         raise CrystalError("volume", f"{volume / atoms:.3g} Å³ per atom is not a crystal (expected 0.5 to 100,000)")
 

@@ -1,103 +1,34 @@
 """Neighbour strategies: which atoms send messages to which.
 
-Every strategy takes bare arrays and `GraphConfig` and returns `Neighbors`. The search is pymatgen's compiled
-routine with a cutoff taken from the density, grown until every atom's own cutoff lies inside it.
+Every strategy takes bare arrays and `GraphConfig` and returns `Neighbors`. Those of `REFERENCE` are written out here
+in numpy; in `NEIGHBORS` the compiled search answers for them where it was built, with the same results. The search
+has a cutoff taken from the density, grown until every atom's own cutoff lies inside it.
+
+Two pairs of equal distance may differ by rounding. So that neither way of computing decides what is kept, limits are
+drawn a relative 1e-10 away from where such pairs may lie: inside it for the fading strategies, where a message on the
+limit has weight zero, outside it for whole shells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import wraps
 
 import numpy as np
-from numpy.typing import NDArray
-from pymatgen.optimization.neighbors import find_points_in_spheres
 
 from cgnn.config import GraphConfig
-from cgnn.errors import CrystalError
+from cgnn.graph.search import Floats, Neighbors, check_cell, too_far, too_many_images, too_many_pairs, within
+from cgnn.graph.voronoi import voronoi
+from cgnn.kernels import neighbors as kernel
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-_PERIODIC = np.ones(3, dtype=np.int64)
-_MAX_IMAGES = 5_000_000
-"""Atoms in the images of the cell that a search may have to look at."""
-_LARGE = 1000
-"""Cells of more atoms are looked at for crowded corners before a search."""
-
-
-@dataclass(frozen=True)
-class Neighbors:
-    """Edges sorted by target, then by distance.
-
-    Args:
-        source: Sending atoms (E,).
-        target: Receiving atoms (E,).
-        shift: Cell of the sending atom (E, 3).
-        distance: Å (E,).
-        reach: Distance at which messages to an atom have faded to zero (N,), Å; ``inf`` for no fading.
-    """
-
-    source: Ints
-    target: Ints
-    shift: Ints
-    distance: Floats
-    reach: Floats
-
-    def keep(self, mask: NDArray[np.bool_], reach: Floats) -> Neighbors:
-        """Return the edges of a mask, with each atom's cutoff set to ``reach``."""
-        return Neighbors(self.source[mask], self.target[mask], self.shift[mask], self.distance[mask], reach)
-
-
-def within(pos: Floats, lattice: Floats, cutoff: float) -> Neighbors:
-    """Return all pairs not farther apart than a cutoff, an atom's own images included.
-
-    Args:
-        pos: Cartesian positions (N, 3), Å.
-        lattice: Rows are the lattice vectors (3, 3), Å.
-        cutoff: Å.
-
-    Raises:
-        CrystalError: The cell is so flat or skewed that the search would need too many images.
-    """
-    _check_images(len(pos), lattice, cutoff)
-    target, source, shift, distance = find_points_in_spheres(
-        all_coords=pos, center_coords=pos, r=float(cutoff), pbc=_PERIODIC, lattice=lattice, tol=1e-8
-    )
-    shift = np.rint(shift).astype(np.int64)
-    other = (source != target) | shift.any(axis=1)
-    source, target, shift, distance = source[other], target[other], shift[other], distance[other]
-    order = np.lexsort((distance, target))
-    reach = np.full(len(pos), np.inf)
-    return Neighbors(source[order], target[order], shift[order], distance[order], reach)
-
-
-def _check_images(atoms: int, lattice: Floats, cutoff: float) -> None:
-    heights = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
-    images = np.prod(2 * np.ceil(cutoff / heights) + 1)
-    if not atoms * images <= _MAX_IMAGES:
-        raise CrystalError(
-            "cell_shape",
-            f"the cell is so flat or skewed that its neighbours up to {cutoff:.1f} Å need {images:.0f} images "
-            f"of its {atoms} atoms (limit {_MAX_IMAGES} atoms); use a reduced cell",
-        )
-
-
-def _check_pairs(pos: Floats, lattice: Floats, cutoff: float, limit: int) -> None:
-    """Refuse a search that would find far more pairs than a graph may have edges, before its memory is taken.
-
-    The mean density tells it, and for large cells, which may be crowded in one corner, a search with half the cutoff.
-    """
-    atoms = len(pos)
-    expected = 4 / 3 * np.pi * cutoff**3 * atoms**2 / abs(np.linalg.det(lattice))
-    if atoms > _LARGE:
-        expected = max(expected, 8 * len(within(pos, lattice, cutoff / 2).source))
-    if expected > max(4 * limit, 1_000_000):
-        raise CrystalError(
-            "too_large",
-            f"about {expected:.2g} pairs of atoms lie within {cutoff:.1f} Å; "
-            f"that can't end below the limit of {limit} edges (graph.max_edges)",
-        )
+_TIE = 1e-10
+"""Relative: pairs nearer than that to the limit of a strategy count as on it."""
+_OVERLAP = 1e-6
+"""Å; atoms nearer than that lie on one spot."""
+_SOFT = 0.1
+"""Half the relative width over which a neighbour begins to count."""
+_FADE = 0.8
+"""Share of the largest cutoff where neighbours begin to count less."""
 
 
 def _cutoff_from_density(atoms: int, lattice: Floats, k: int, reach: float) -> float:
@@ -125,7 +56,7 @@ def _grown(pos: Floats, lattice: Floats, settings: GraphConfig, factor: float) -
     atoms = len(pos)
     cutoff = min(_cutoff_from_density(atoms, lattice, settings.k, factor), settings.cutoff)
     while True:
-        _check_pairs(pos, lattice, cutoff, settings.max_edges)
+        check_cell(pos, lattice, cutoff, settings.max_edges)
         found = within(pos, lattice, cutoff)
         kth = _kth_distance(found, atoms, settings.k)
         needed = factor * kth.max()
@@ -148,13 +79,10 @@ def nearest(pos: Floats, lattice: Floats, settings: GraphConfig) -> Neighbors:
     the radius open.) It is the same in every description of a crystal, so with a smooth envelope the
     network's answer is invariant and continuous with its slope.
     """
-    found, kth = _grown(pos, lattice, settings, max(settings.reach, 1 + _SOFT) / (1 - _SOFT))
+    # Where the largest cutoff makes neighbours count less, all up to it are wanted.
+    found, kth = _grown(pos, lattice, settings, max(max(settings.reach, 1 + _SOFT) / (1 - _SOFT), 1 / _FADE))
     reach = _bounded(settings.reach * _counted_radius(found, kth, settings), settings.cutoff)
-    return found.keep(found.distance < reach[found.target], reach)
-
-
-_SOFT = 0.1
-"""Half the relative width over which a neighbour begins to count."""
+    return found.keep(found.distance <= (1 - _TIE) * reach[found.target], reach)
 
 
 def _falling(x: Floats, start: float, stop: float) -> tuple[Floats, Floats]:
@@ -168,14 +96,15 @@ def _counted_radius(found: Neighbors, kth: Floats, settings: GraphConfig) -> Flo
 
     Newton's method, kept inside a bracket by bisection.
     """
-    fading = _falling(found.distance, 0.8 * settings.cutoff, settings.cutoff)[0]
+    fading = _falling(found.distance, _FADE * settings.cutoff, settings.cutoff)[0]
+    kth = np.maximum(kth, _OVERLAP)  # k atoms on one spot: any radius holds them
     counted = fading > 0
     target, distance, fading = found.target[counted], found.distance[counted], fading[counted]
     wanted = settings.k - 0.5
     enough = np.bincount(target, weights=fading, minlength=len(kth)) > wanted
     # Fewer than k neighbours count inside the lower end, all of the first k outside the upper one, fading aside.
     low = np.where(enough, kth, 1.0) / (1 + _SOFT)
-    high = np.where(kth < 0.8 * settings.cutoff, kth, settings.cutoff) / (1 - _SOFT)
+    high = np.where(kth < _FADE * settings.cutoff, kth, settings.cutoff) / (1 - _SOFT)
     radius = 0.5 * (low + np.where(enough, kth, 1.0) / (1 - _SOFT))
     is_settled = ~enough
     for _ in range(60):
@@ -209,14 +138,14 @@ def shells(pos: Floats, lattice: Floats, settings: GraphConfig) -> Neighbors:
     """
     found, kth = _grown(pos, lattice, settings, 1 + settings.tolerance)
     limit = np.minimum((1 + settings.tolerance) * kth, settings.cutoff)
-    return found.keep(found.distance <= limit[found.target], found.reach)
+    return found.keep(found.distance <= (1 + _TIE) * limit[found.target], found.reach)
 
 
 def radius(pos: Floats, lattice: Floats, settings: GraphConfig) -> Neighbors:
     """All neighbours within the cutoff, fading to zero there."""
-    _check_pairs(pos, lattice, settings.cutoff, settings.max_edges)
+    check_cell(pos, lattice, settings.cutoff, settings.max_edges)
     found = within(pos, lattice, settings.cutoff)
-    return found.keep(found.distance < settings.cutoff, np.full(len(pos), settings.cutoff))
+    return found.keep(found.distance <= (1 - _TIE) * settings.cutoff, np.full(len(pos), settings.cutoff))
 
 
 def cgcnn(pos: Floats, lattice: Floats, settings: GraphConfig) -> Neighbors:
@@ -232,9 +161,28 @@ def cgcnn(pos: Floats, lattice: Floats, settings: GraphConfig) -> Neighbors:
 
 
 Strategy = Callable[[Floats, Floats, GraphConfig], Neighbors]
-NEIGHBORS: dict[str, Strategy] = {
-    "nearest": nearest,
-    "shells": shells,
-    "radius": radius,
-    "cgcnn": cgcnn,
-}
+REFERENCE: dict[str, Strategy] = {"nearest": nearest, "shells": shells, "radius": radius, "cgcnn": cgcnn}
+
+
+def _compiled(name: str) -> Strategy:
+    """Return a strategy that asks the compiled search first."""
+    reference = REFERENCE[name]
+
+    @wraps(reference)
+    def strategy(pos: Floats, lattice: Floats, settings: GraphConfig) -> Neighbors:
+        numbers, lengths = (settings.k, settings.max_edges), (settings.reach, settings.cutoff, settings.tolerance)
+        found = kernel.search(pos, lattice, name, numbers, lengths)
+        if found is None:
+            return reference(pos, lattice, settings).stored()
+        if found.arrays is not None:
+            return Neighbors(*found.arrays)
+        if found.code == kernel.TOO_MANY_IMAGES:
+            raise too_many_images(len(pos), found.amount, found.cutoff)
+        if found.code == kernel.TOO_MANY_PAIRS:
+            raise too_many_pairs(found.amount, found.cutoff, settings.max_edges)
+        raise too_far()
+
+    return strategy
+
+
+NEIGHBORS: dict[str, Strategy] = {name: _compiled(name) for name in REFERENCE} | {"voronoi": voronoi}

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from cgnn import config as configs
 from cgnn.config import Config
 from cgnn.data.dataset import CrystalDataset, by_edges
+from cgnn.data.prepare import Watch, prepare
 from cgnn.data.records import SetAside
 from cgnn.data.split import Split, split
 from cgnn.data.split import report as split_report
-from cgnn.data.store import Watch, prepare
 from cgnn.data.tables import TableWriter, write_set_aside
 from cgnn.errors import CheckpointError, ConfigError, DataError
 from cgnn.files import write_json, write_text

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -151,13 +152,11 @@ def test_a_stopped_training_goes_on(
 def test_a_stopped_prediction_leaves_nothing(
     number: int, code: int, cgnn: Run, trained: Path, mess: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def counted(items: Iterator[object]) -> Iterator[object]:
-        for count, item in enumerate(items):
-            if count == 5:
-                signal.raise_signal(number)
-            yield item
+    @contextmanager
+    def counting() -> Iterator[Callable[[int], object]]:
+        yield lambda crystals: signal.raise_signal(number)
 
-    monkeypatch.setattr("cgnn.cli.commands.counted", counted)
+    monkeypatch.setattr("cgnn.cli.commands.counting", counting)
     (tmp_path / "p.csv").write_text("of yesterday")
     done = cgnn("predict", trained, mess / "good.json", "--output", tmp_path / "p.csv")
     assert (done.code, done.err) == (code, "stopped\n")

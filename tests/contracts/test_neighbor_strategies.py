@@ -15,7 +15,7 @@ from cgnn.graph.neighbors import Neighbors
 from cgnn.model import CrystalGNN
 from cgnn.targets import Target
 
-pytestmark = pytest.mark.parametrize("name", NEIGHBORS)
+pytestmark = [pytest.mark.parametrize("name", NEIGHBORS), pytest.mark.usefixtures("way")]
 
 
 def config(name: str, **settings: float) -> GraphConfig:
@@ -56,6 +56,24 @@ def test_shapes_and_ranges(name, rng):
             assert ends.max() < len(atoms)
 
 
+def test_fields_have_the_stored_dtypes(name, rng):
+    for atoms in crystals(rng):
+        found = find(name, atoms)
+        assert found.source.dtype == found.target.dtype == np.int32
+        assert found.shift.dtype == np.int16
+        assert found.distance.dtype == found.reach.dtype == np.float64
+
+
+def test_edges_without_own_reaches_come_in_pairs(name, rng):
+    if name not in ("radius", "voronoi"):
+        pytest.skip("each atom has its own reach")
+    for atoms in crystals(rng):
+        found = find(name, atoms)
+        there = np.column_stack([found.source, found.target, found.shift])
+        back = np.column_stack([found.target, found.source, -found.shift])
+        assert np.array_equal(np.unique(there, axis=0), np.unique(back, axis=0))
+
+
 def test_no_atom_is_its_own_neighbor_and_no_edge_comes_twice(name, rng):
     for atoms in crystals(rng):
         found = find(name, atoms)
@@ -86,6 +104,8 @@ def test_neighbors_lie_within_the_cutoff(name, rng):
 
 def test_nothing_nearer_is_left_out(name, rng):
     """Every atom not linked is at least as far as the farthest that is."""
+    if name == "voronoi":
+        pytest.skip("the nearer ones may hide behind others")
     for atoms in crystals(rng):
         found = find(name, atoms)
         everyone = NEIGHBORS["radius"](atoms.positions, np.array(atoms.cell), config("radius", cutoff=8.0))

@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import json
+import pickle
 import sys
 import tracemalloc
 import warnings
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from pymatgen.core import Structure
 
-from cgnn.data.records import READERS, Record, SetAside, read
+from cgnn.data.records import READERS, Record, SetAside, blocks, parse, read
 
 VALUES = [120.5, None, 7.25]
 Document = dict[str, Any]
@@ -218,6 +219,20 @@ def test_a_bad_crystal_costs_only_itself(tmp_path: Path, crystals: list[Document
     for record, document in zip((first, second, third), crystals, strict=True):
         assert isinstance(record, Record)
         assert_same(record, document)
+
+
+@every_form
+def test_blocks_hold_the_same_items_in_any_process(tmp_path: Path, crystals: list[Document], form: str) -> None:
+    broken = crystals[0] | {"material_id": "mp-00", "structure": {"lattice": {}, "sites": [{}]}, "broken": True}
+    many = [document | {"material_id": f"mp-{row}"} for row, document in enumerate(crystals * 100)]
+    path = WRITERS[form][1](tmp_path, [*many[:150], broken, *many[150:]])
+    pieces = [pickle.dumps(block) for block in blocks(path)]
+    assert len(pieces) > 1
+    parsed = [parse(pickle.loads(piece)) for piece in pieces]
+    assert [parse(pickle.loads(piece)) for piece in pieces] == parsed, "and the same each time"
+    assert max(map(len, parsed)) <= 256
+    assert [item for items in parsed for item in items] == list(read(path))
+    assert sum(isinstance(item, SetAside) for items in parsed for item in items) == 1
 
 
 @pytest.mark.parametrize("form", ["cif", "poscar"])

@@ -3,9 +3,11 @@ import orjson
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from cgnn.data.gate import check_structure
 from cgnn.data.labels import label_of, read_labels
 from cgnn.data.records import Record, read
-from cgnn.data.store import GraphStore, StoreWriter
+from cgnn.data.store import GraphStore
+from cgnn.data.store_writer import StoreWriter
 from cgnn.errors import DataError
 from cgnn.graph.build import GraphBuilder
 from cgnn.targets import Target
@@ -29,7 +31,7 @@ def stored(tmp_path):
         with StoreWriter(tmp_path / "store", "key") as writer:
             for number, values in enumerate(rows):
                 structure = crystal(1 + number % 2)
-                record = Record(f"mp-{number}", structure, values, f"x.json:{number}")
+                record = Record(f"mp-{number}", check_structure(structure), values, f"x.json:{number}")
                 writer.add(record, GraphBuilder().arrays(structure))
         return GraphStore(tmp_path / "store")
 

@@ -24,10 +24,10 @@ from pymatgen.core import Lattice, Molecule, Structure
 from pymatgen.io.cif import CifWriter
 
 from cgnn.data import json_stream, streams
-from cgnn.data.cif import structure_from_cif
+from cgnn.data.cif import crystal_from_cif
 from cgnn.data.gate import check_structure
 from cgnn.data.records import Item, Record, SetAside, from_structures, read, without_duplicates
-from cgnn.data.structures import read_structure
+from cgnn.data.structures import crystal_from
 from cgnn.errors import CrystalError, DataError
 
 CORPUS = Path(__file__).parents[1] / "corpus"
@@ -207,7 +207,7 @@ def test_odd_ids_are_kept_as_they_are(tmp_path: Path, form: str) -> None:
 def test_ids_of_a_cgcnn_folder_stay_in_it(tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
-    text = cif_text(read_structure(salt()["structure"]))
+    text = cif_text(crystal_from(salt()["structure"]).to_structure())
     for file in (tmp_path / "secret.cif", inside / "good.cif", inside / "two words.cif"):
         file.write_text(text)
     names = ["../secret", str(tmp_path / "secret"), "..\\secret", "good", "two words", "absent", "é" * 200, "."]
@@ -221,7 +221,7 @@ def test_ids_of_a_cgcnn_folder_stay_in_it(tmp_path: Path) -> None:
 
 
 def test_file_names_that_are_no_ids(tmp_path: Path) -> None:
-    text = cif_text(read_structure(salt()["structure"]))
+    text = cif_text(crystal_from(salt()["structure"]).to_structure())
     for name in ["a\nb.cif", "=1.cif", "good.cif", ".hidden.cif", "notes.txt", "POSCAR-x", "b.cif.gz"]:
         written(tmp_path / name, gzip.compress(text.encode()) if name.endswith("gz") else text)
     items = list(read(tmp_path))
@@ -338,7 +338,7 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
 
 
 def test_a_frame_saved_with_cifs_is_read(tmp_path: Path) -> None:
-    structure = read_structure(salt()["structure"])
+    structure = crystal_from(salt()["structure"]).to_structure()
     frame = pd.DataFrame({"material_id": ["mp-1", "mp-2"], "cif": [cif_text(structure)] * 2, "k": [1.0, None]})
     frame.to_csv(tmp_path / "a.csv")
     items = list(read(tmp_path / "a.csv"))
@@ -346,7 +346,7 @@ def test_a_frame_saved_with_cifs_is_read(tmp_path: Path) -> None:
 
 
 def test_a_frame_saved_with_printed_structures_says_what_to_do(tmp_path: Path) -> None:
-    structure = read_structure(salt()["structure"])
+    structure = crystal_from(salt()["structure"]).to_structure()
     frame = pd.DataFrame({"material_id": ["mp-1", "mp-2"], "structure": [structure, structure.as_dict()]})
     frame.to_csv(tmp_path / "a.csv", index=False)
     for item in read(tmp_path / "a.csv"):
@@ -494,7 +494,7 @@ loop_\n _atom_site_label\n _atom_site_type_symbol
  _atom_site_fract_x\n _atom_site_fract_y\n _atom_site_fract_z\n{sites}
 """
     with pytest.raises(CrystalError, match="make up to 576,000 atoms"):
-        structure_from_cif(text)
+        crystal_from_cif(text)
 
 
 # --- CIF ------------------------------------------------------------------------------------------------------------
@@ -502,11 +502,11 @@ loop_\n _atom_site_label\n _atom_site_type_symbol
 
 def test_cifs_of_real_crystals_come_back_in_order(embedded_documents: list[Document]) -> None:
     for document in embedded_documents[::40]:
-        structure = read_structure(document["structure"])
+        structure = crystal_from(document["structure"]).to_structure()
         for symprec in (None, 0.01):
-            back = read_structure(cif_text(structure, symprec=symprec))
+            back = crystal_from(cif_text(structure, symprec=symprec)).to_structure()
             assert back.density == pytest.approx(structure.density, rel=1e-4)
-        back = read_structure(cif_text(structure))
+        back = crystal_from(cif_text(structure)).to_structure()
         assert back.species == structure.species
         apart = back.frac_coords - structure.frac_coords
         assert np.abs(apart - np.round(apart)).max() < 1e-6
@@ -526,16 +526,16 @@ def test_per_atom_values_follow_the_order_of_a_cif(tmp_path: Path) -> None:
 
 def test_duplicates_are_found_among_ten_thousand() -> None:
     rng = random.Random(7)
-    structure = read_structure(salt()["structure"])
+    crystal = crystal_from(salt()["structure"])
     same, other = rng.sample(range(5000, 10_000), 25), rng.sample(range(5000), 25)
 
     def stream() -> Iterator[Item]:
         for row in range(10_000):
-            yield Record(f"mp-{row}", structure, {"k": row}, f"a:{row}")
+            yield Record(f"mp-{row}", crystal, {"k": row}, f"a:{row}")
             if row in same:
-                yield Record(f"mp-{row}", structure.copy(), {"k": row}, f"b:{row}")
+                yield Record(f"mp-{row}", copy.deepcopy(crystal), {"k": row}, f"b:{row}")
             if row in other:
-                yield Record(f"mp-{row}", structure, {"k": -1}, f"b:{row}")
+                yield Record(f"mp-{row}", crystal, {"k": -1}, f"b:{row}")
 
     items = list(without_duplicates(stream()))
     codes = Counter(item.code for item in items if isinstance(item, SetAside))
@@ -552,7 +552,7 @@ def test_duplicates_are_found_among_ten_thousand() -> None:
 
 
 def test_structures_and_atoms_become_records_and_stay_as_they_are() -> None:
-    structure = read_structure(salt()["structure"])
+    structure = crystal_from(salt()["structure"]).to_structure()
     structure.add_oxidation_state_by_element({"Na": 1, "Cl": -1})
     structure.add_site_property("magmom", [1.0, 2.0])
     atoms = bulk("Cu", cubic=True)
@@ -575,7 +575,7 @@ def test_structures_and_atoms_become_records_and_stay_as_they_are() -> None:
 
 
 def test_single_crystals_and_given_ids() -> None:
-    structure = read_structure(salt()["structure"])
+    structure = crystal_from(salt()["structure"]).to_structure()
     assert only(from_structures(structure)).material_id == "crystal-0"
     assert only(from_structures(bulk("Cu"), ids=["mp-30"])).material_id == "mp-30"
     items = list(from_structures([structure, structure], ids=["mp-1", "=2"]))
@@ -591,7 +591,7 @@ def test_single_crystals_and_given_ids() -> None:
 
 
 def test_unusable_crystals_in_memory_are_set_aside() -> None:
-    structure = read_structure(salt()["structure"])
+    structure = crystal_from(salt()["structure"]).to_structure()
     mixed = Structure(Lattice.cubic(3), [{"Cu": 0.5, "Au": 0.5}], [[0, 0, 0]])
     dummy = Structure(Lattice.cubic(3), ["X"], [[0, 0, 0]])
     free = bulk("Cu")
@@ -605,7 +605,7 @@ def test_unusable_crystals_in_memory_are_set_aside() -> None:
 
 def test_hydrogen_isotopes_and_charges_are_dropped() -> None:
     structure = Structure(Lattice.cubic(4), ["D", "Fe3+"], [[0, 0, 0], [0.5, 0.5, 0.5]])
-    assert [str(element) for element in check_structure(structure).species] == ["H", "Fe"]
+    assert [str(element) for element in check_structure(structure).to_structure().species] == ["H", "Fe"]
 
 
 # --- real data ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from cgnn.config import GraphConfig
 from cgnn.errors import ConfigError, CrystalError, DataError
 from cgnn.graph import NEIGHBORS, CrystalGraph, GraphBuilder, fingerprint
+from cgnn.graph.crystal import Crystal
 from cgnn.graph.fields import FIELDS, validate
 
 
@@ -80,6 +81,32 @@ def test_ase_atoms_give_the_same_graph_as_pymatgen(neighbors, embedded_documents
             assert edge_set(ours) == edge_set(theirs)
 
 
+@pytest.mark.parametrize("neighbors", NEIGHBORS)
+def test_bare_arrays_give_the_same_graph_as_pymatgen(neighbors, embedded_documents):
+    builder = GraphBuilder(GraphConfig(neighbors=neighbors, cutoff=6.01))
+    for document in embedded_documents[::100]:
+        structure = Structure.from_dict(document["structure"])
+        crystal = Crystal(np.array(structure.atomic_numbers), structure.cart_coords, structure.lattice.matrix)
+        ours, theirs = builder.arrays(crystal), builder.arrays(structure)
+        assert all(np.array_equal(ours[name], theirs[name]) for name in FIELDS)
+
+
+def test_a_graph_shares_no_memory_with_bare_arrays():
+    crystal = Crystal(np.array([29]), np.zeros((1, 3)), np.eye(3) * 2.6)
+    arrays = GraphBuilder().arrays(crystal)
+    assert not np.shares_memory(arrays["pos"], crystal.pos)
+    assert not np.shares_memory(arrays["lattice"], crystal.lattice)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_layout_of_the_memory_does_not_matter(order):
+    pos = np.array([[0.1, 0.2, 0.3], [1.9, 2.2, 2.6]], order=order)
+    lattice = np.array([[4.0, 0.5, 0.0], [0.0, 4.2, 0.3], [0.6, 0.0, 4.4]], order=order)
+    strided = Crystal(np.array([11, 17]), np.repeat(pos, 2, axis=0)[::2], lattice)
+    plain = GraphBuilder().arrays(Crystal(np.array([11, 17]), pos.copy("C"), lattice.copy("C")))
+    assert all(np.array_equal(values, plain[name]) for name, values in GraphBuilder().arrays(strided).items())
+
+
 def edge_set(arrays: dict[str, np.ndarray]) -> list[tuple[int, ...]]:
     return sorted(map(tuple, np.column_stack([arrays["target"], arrays["source"], arrays["edge_shift"]]).tolist()))
 
@@ -113,8 +140,9 @@ def test_inputs_are_not_changed(neighbors):
 # What is refused
 
 
-def test_partial_occupancy_is_refused():
-    alloy = Structure(Lattice.cubic(3.6), [{"Cu": 0.5, "Au": 0.5}], [[0, 0, 0]])
+@pytest.mark.parametrize("site", [{"Cu": 0.5, "Au": 0.5}, {"Cu": 0.5}, {"Cu": 0.9, "Au": 0.1}])
+def test_partial_occupancy_is_refused(site):
+    alloy = Structure(Lattice.cubic(3.6), ["Cu", site], [[0, 0, 0], [0.5, 0.5, 0.5]])
     refused(alloy, "disordered", "partial or mixed occupancy")
 
 
@@ -147,7 +175,7 @@ def test_no_atoms_are_refused():
 
 
 def test_too_many_atoms_are_refused_before_the_search(monkeypatch):
-    monkeypatch.setattr("cgnn.graph.neighbors.within", lambda *_: pytest.fail("searched"))
+    monkeypatch.setitem(NEIGHBORS, "nearest", lambda *_: pytest.fail("searched"))
     refused(bulk("Cu").repeat(3), "too_large", r"27 atoms, the limit is 26 \(graph.max_atoms\)", max_atoms=26)
 
 
@@ -184,9 +212,10 @@ def test_an_impossible_volume_is_refused(edge):
     ],
     ids=["flat", "skewed", "needle"],
 )
+@pytest.mark.usefixtures("way")
 def test_a_cell_that_would_need_too_many_images_is_refused_before_the_search(cell, monkeypatch):
     # 4.7 GB and 17 s without a limit. The search itself must not be reached.
-    monkeypatch.setattr("cgnn.graph.neighbors.find_points_in_spheres", lambda **_: pytest.fail("searched"))
+    monkeypatch.setattr("cgnn.graph.search.find_points_in_spheres", lambda **_: pytest.fail("searched"))
     refused(Atoms("Cu", cell=cell, pbc=True), "cell_shape", "flat or skewed")
 
 
@@ -202,6 +231,7 @@ def test_numbers_that_are_not_finite_are_refused(value):
     refused(broken, "not_finite", "not a finite number")
 
 
+@pytest.mark.usefixtures("way")
 def test_positions_too_many_cells_away_are_refused():
     atoms = Atoms("CsCl", positions=[[0, 0, 0], [2 + 4.0 * 40_000, 2, 2]], cell=np.eye(3) * 4, pbc=True)
     refused(atoms, "cell_shape", "too many cells away")

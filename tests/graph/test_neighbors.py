@@ -14,6 +14,8 @@ from cgnn.config import GraphConfig
 from cgnn.errors import CrystalError
 from cgnn.graph.neighbors import NEIGHBORS, Neighbors, _bounded, within
 
+pytestmark = pytest.mark.usefixtures("way")
+
 ODD_CELLS = {
     "one atom": (np.eye(3) * 2.9, np.zeros((1, 3))),
     "needle": (np.diag([1.5, 1.7, 60.0]), np.array([[0.1, 0.2, 3.0], [0.7, 1.0, 41.0], [0.2, 1.3, 41.9]])),
@@ -47,7 +49,7 @@ def by_vesin(pos: np.ndarray, lattice: np.ndarray, cutoff: float) -> tuple[list[
 
 
 def check_against_vesin(pos: np.ndarray, lattice: np.ndarray, cutoff: float) -> int:
-    found = within(pos, lattice, cutoff)
+    found = NEIGHBORS["radius"](pos, lattice, GraphConfig(cutoff=cutoff))
     expected, distances = by_vesin(pos, lattice, cutoff)
     assert pairs(found.source, found.target, found.shift) == expected
     np.testing.assert_allclose(np.sort(found.distance), distances, rtol=0, atol=1e-10)
@@ -66,6 +68,12 @@ def random_cell(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def test_same_pairs_as_vesin_in_odd_cells(name, cutoff):
     lattice, pos = ODD_CELLS[name]
     check_against_vesin(pos, lattice, cutoff)
+
+
+def test_same_pairs_as_vesin_in_large_cells(rng):
+    for lattice in (np.diag([31.0, 22, 17]), np.array([[25.0, 0, 0], [14, 20, 0], [-9, 8, 26]]), np.diag([90.0, 9, 7])):
+        pos = rng.uniform(-1, 2, size=(250, 3)) @ lattice
+        assert check_against_vesin(pos, lattice, 5.03) > 2000
 
 
 def test_same_pairs_as_vesin_in_random_cells(rng):
@@ -125,7 +133,7 @@ def test_two_atoms_on_one_spot_are_neighbours():
     ids=["flat", "skewed", "nearly no volume"],
 )
 def test_a_cell_that_needs_too_many_images_is_refused_before_the_search(lattice, monkeypatch):
-    monkeypatch.setattr("cgnn.graph.neighbors.find_points_in_spheres", lambda **_: pytest.fail("searched"))
+    monkeypatch.setattr("cgnn.graph.search.find_points_in_spheres", lambda **_: pytest.fail("searched"))
     with pytest.raises(CrystalError, match="flat or skewed") as caught:
         within(np.zeros((1, 3)), lattice, 10.0)
     assert caught.value.code == "cell_shape"
@@ -153,7 +161,8 @@ def test_a_search_for_too_many_pairs_is_refused_before_it(name, atoms, settings,
         found.append(len((pairs := within(*words)).source))
         return pairs
 
-    monkeypatch.setattr("cgnn.graph.neighbors.within", counted)
+    for room in ("neighbors", "search"):
+        monkeypatch.setattr(f"cgnn.graph.{room}.within", counted)
     with pytest.raises(CrystalError, match=r"pairs of atoms lie within .* \(graph.max_edges\)") as caught:
         find(name, atoms, **settings)
     assert caught.value.code == "too_large"

@@ -9,6 +9,7 @@ from pymatgen.core import Lattice, Structure
 from safetensors.torch import save
 
 from cgnn.config import build
+from cgnn.data.gate import check_structure
 from cgnn.data.records import Record
 from cgnn.errors import CheckpointError
 from cgnn.model import CrystalGNN
@@ -297,7 +298,9 @@ def test_a_model_of_other_graphs_is_refused(path, monkeypatch):
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), "x", None])
 def test_odd_baselines_are_refused_when_used(path, value):
     forged(path, put("baselines", {"bulk_modulus": {"value": value, "learned": 2.0}}))
-    labelled = [Record(str(row), crystal, {"bulk_modulus": 100.0}) for row, crystal in enumerate(CRYSTALS)]
+    labelled = [
+        Record(str(row), check_structure(crystal), {"bulk_modulus": 100.0}) for row, crystal in enumerate(CRYSTALS)
+    ]
     with pytest.raises(CheckpointError, match="baseline: expected numbers"):
         Predictor.load(path, "cpu").evaluate(labelled)
 

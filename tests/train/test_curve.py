@@ -9,8 +9,8 @@ import pytest
 
 from cgnn.config import build
 from cgnn.data.dataset import CrystalDataset
+from cgnn.data.prepare import prepare
 from cgnn.data.split import split
-from cgnn.data.store import prepare
 from cgnn.train import curve, learning_curve
 
 

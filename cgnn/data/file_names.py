@@ -1,0 +1,38 @@
+"""What the name of a file says about its content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ENDINGS = {
+    ".json": "mp_json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+_KINDS = {".cif": "cif", ".vasp": "poscar", ".poscar": "poscar", ".json": "json"}
+
+
+def file_format(name: str) -> str:
+    """Return the format of a file of that name, or ``""`` where the name does not tell."""
+    return ENDINGS.get(_plain_name(name).suffix.lower()) or file_kind(name)
+
+
+def file_kind(name: str) -> str:
+    """Return ``cif``, ``poscar`` or ``json`` for the name of a file that holds one crystal, else ``""``."""
+    if name.startswith("."):
+        return ""
+    if name.upper().startswith(("POSCAR", "CONTCAR")):
+        return "poscar"
+    return _KINDS.get(_plain_name(name).suffix.lower(), "")
+
+
+def stem(path: Path) -> str:
+    """Return a file's name without its ending and ``.gz``."""
+    name = _plain_name(path.name)
+    return name.stem if name.suffix.lower() in {*ENDINGS, *_KINDS} else name.name
+
+
+def _plain_name(name: str) -> Path:
+    return Path(name[:-3] if name.lower().endswith(".gz") else name)

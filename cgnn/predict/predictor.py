@@ -1,0 +1,288 @@
+"""A stored model that predicts crystals, few or millions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cgnn.data.engines import run
+from cgnn.data.items import Block, Finished
+from cgnn.data.records import Item, SetAside, blocks, from_structures
+from cgnn.data.repeats import Repeats
+from cgnn.data.tables import TableWriter, write_set_aside
+from cgnn.errors import CheckpointError, ConfigError, DataError
+from cgnn.graph.build import GraphBuilder
+from cgnn.model import CrystalGNN
+from cgnn.predict.forward import Building, Forward, Graphs, Labels, Network, Piece
+from cgnn.predict.predictions import Evaluation, Predictions, joined
+from cgnn.train.checkpoint import MODEL_FILE, ModelInfo, load_model
+from cgnn.train.metrics import Baseline, evaluate
+
+EDGES_ON_DEVICE = 1_000_000
+"""Edges that a GPU is given at once."""
+_LOOSE = 256
+"""So many crystals that are in memory make a block."""
+
+Crystals = Iterable[Item | Block]
+"""Crystals one by one, or in blocks that any process can read."""
+Counter = Callable[[int], object]
+"""Is told how many more crystals are done."""
+
+
+class Predictor:
+    """A stored model, ready to predict.
+
+    Crystals become graphs with the settings the model was trained with; there is no other way.
+
+    Args:
+        model: The network.
+        info: What travels with it.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Example:
+        >>> predictor = Predictor.load("runs/elasticity")  # doctest: +SKIP
+        >>> predictor.predict([structure]).to_frame()  # doctest: +SKIP
+    """
+
+    def __init__(self, model: CrystalGNN, info: ModelInfo, device: str = "auto") -> None:
+        self.info = info
+        self.device = _device(device)
+        self.model = model.to(self.device).eval()
+        self.builder = GraphBuilder(info.config.graph)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> Predictor:
+        """Read a model: a run folder, its ``best`` folder, or a model file.
+
+        Raises:
+            CheckpointError: There is no model, or it is damaged.
+        """
+        path = Path(path)
+        places = [path, path / MODEL_FILE, path / "best" / MODEL_FILE]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise CheckpointError(f"{path}: no model found (expected a run folder with best/{MODEL_FILE})")
+        return cls(*load_model(found), device=device)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Target name -> physical unit."""
+        return {target.name: target.unit for target in self.model.targets}
+
+    def predict(self, crystals: Any, ids: Sequence[str] | None = None) -> Predictions:
+        """Predict crystals.
+
+        Args:
+            crystals: pymatgen ``Structure`` or ASE ``Atoms``, one or many (list, Series), or the path of a
+                file or folder.
+            ids: Their ids; by default ``crystal-0``, ... (not for files, which have their own).
+
+        Returns:
+            One row per crystal that can be predicted, in their order; the others are in ``set_aside``.
+        """
+        given: Crystals = blocks(crystals) if isinstance(crystals, str | Path) else from_structures(crystals, ids)
+        return joined(self.stream(given), self.units)
+
+    def predict_structure(self, crystal: Any) -> dict[str, Any]:
+        """Return the predictions of one crystal by name.
+
+        Raises:
+            DataError: The crystal can't be predicted; says why.
+        """
+        result = self.predict([crystal])
+        if result.set_aside:
+            raise DataError(result.set_aside[0].reason)
+        return {name: values[0] for name, values in result.columns.items()}
+
+    def stream(self, crystals: Crystals, engine: str = "serial", workers: int = 0) -> Iterator[Predictions]:
+        """Yield predictions in pieces, in the order of the crystals; memory does not grow with their number.
+
+        Of the crystals of blocks, those whose id was met before are set aside.
+
+        Args:
+            crystals: Crystals, or blocks of them (`cgnn.data.records.blocks`), which go to workers unread.
+            engine: An entry of `cgnn.data.engines.ENGINES`. All give the same numbers.
+            workers: Their number; 0 means one for each processor.
+        """
+        for piece, _ in self._pieces(crystals, engine, workers, is_scored=False):
+            yield piece
+
+    def write(
+        self,
+        crystals: Crystals,
+        path: str | Path,
+        engine: str = "serial",
+        workers: int = 0,
+        counter: Counter | None = None,
+    ) -> tuple[int, list[SetAside], dict[str, list[str]]]:
+        """Predict a stream of crystals into a CSV or Parquet file.
+
+        Crystals that were set aside are listed in ``<stem>.set_aside.csv`` beside it.
+
+        Args:
+            crystals: As for `stream`.
+            path: The file; it appears when all is done.
+            engine: As for `stream`.
+            workers: As for `stream`.
+            counter: Is told how many more crystals are done.
+
+        Returns:
+            Number of rows, the crystals set aside, and each flag with the ids of its crystals.
+        """
+        path = Path(path)
+        rows, set_aside, flags = 0, [], dict[str, list[str]]()
+        pieces = self._pieces(crystals, engine, workers, is_scored=False)
+        with TableWriter(path, self.units) as table, closing(pieces):
+            for piece, _ in pieces:
+                set_aside += piece.set_aside
+                for flag, ids in piece.flagged().items():
+                    flags.setdefault(flag, []).extend(ids)
+                if len(piece):
+                    table.add(piece.table())
+                    rows += len(piece)
+                if counter:
+                    counter(len(piece) + len(piece.set_aside))
+            _note(set_aside, path.with_name(f"{path.stem}.set_aside.csv"))
+            if not rows:
+                raise DataError(_nothing(set_aside))
+        return rows, set_aside, flags
+
+    def evaluate(
+        self, crystals: Crystals, engine: str = "serial", workers: int = 0, counter: Counter | None = None
+    ) -> Evaluation:
+        """Score the predictions of crystals with labels; those without any are set aside.
+
+        The arguments are those of `write`.
+
+        Raises:
+            DataError: No crystal has a label.
+        """
+        targets = self.model.targets
+        found: list[Predictions] = []
+        truth: list[Labels] = []
+        with closing(self._pieces(crystals, engine, workers, is_scored=True)) as pieces:
+            for piece, labels in pieces:
+                found.append(piece)
+                truth += labels
+                if counter:
+                    counter(len(piece) + len(piece.set_aside))
+        result = joined(found, self.units)
+        if not len(result):
+            raise DataError(_nothing(result.set_aside))
+        apart = {target.name: [label[target.name] for label in truth] for target in targets}
+        labels_ = {name: np.concatenate(values) for name, values in apart.items()}
+        baselines = {name: Baseline.from_dict(value) for name, value in self.info.baselines.items()}
+        scores = evaluate(targets, labels_, _flat(self.model, result), baselines)
+        columns = {t.name: apart[t.name] if t.level == "atom" else labels_[t.name] for t in targets}
+        return Evaluation(scores, result, columns)
+
+    def _pieces(
+        self, crystals: Crystals, engine: str, workers: int, is_scored: bool
+    ) -> Generator[tuple[Predictions, list[Labels]], None, None]:
+        given = iter(crystals)
+        first = list(islice(given, 1))
+        is_loose = bool(first) and isinstance(first[0], Item)
+        source: Any = chain(first, given)
+        repeats = None if is_loose else Repeats()
+        results = self._results(_in_blocks(source) if is_loose else source, engine, workers, is_scored)
+        with closing(results):
+            for piece in results:
+                yield self._checked(piece, repeats)
+
+    def _results(
+        self, source: Iterable[Block], engine: str, workers: int, is_scored: bool
+    ) -> Generator[Piece, None, None]:
+        """Yield predictions; on a GPU the workers build graphs and this process runs the network."""
+        building = Building(self.info.config.graph, self.model.targets if is_scored else ())
+        network = Network(self.model, self.info.elements, self.device)
+        is_here = self.device.type != "cpu"
+        function = building if is_here else Forward(building, network)
+        with closing(run(engine, function, source, workers)) as results:
+            parts = chain.from_iterable(results)
+            yield from map(network.predict, _gathered(parts)) if is_here else parts
+
+    def _checked(self, piece: Piece, repeats: Repeats | None) -> tuple[Predictions, list[Labels]]:
+        """Return the predictions of a piece without the crystals that repeat an id."""
+        aside: list[SetAside] = []
+        ids: list[str] = []
+        used: list[int] = []
+        row = 0
+        for material_id, source, digest, why in piece.rows:
+            note = (repeats.note(material_id, source, digest) if repeats and digest else None) or why
+            if note is None:
+                ids.append(material_id)
+                used.append(row)
+            else:
+                aside.append(note)
+            row += why is None
+        columns, flags, truth = piece.columns, piece.flags, piece.truth
+        if len(used) < row:
+            columns = {name: _picked(values, used) for name, values in columns.items()}
+            flags, truth = _picked(flags, used), _picked(truth, used) if truth else []
+        return Predictions(ids, columns if ids else {}, self.units, flags, aside), truth
+
+
+def _picked(values: Any, rows: list[int]) -> Any:
+    return [values[row] for row in rows] if isinstance(values, list) else values[rows]
+
+
+def _in_blocks(items: Iterator[Any]) -> Iterator[Block]:
+    """Yield crystals that come one by one in blocks."""
+    while content := list(islice(items, _LOOSE)):
+        yield Finished(content)
+
+
+def _gathered(parts: Iterable[Graphs]) -> Iterator[Graphs]:
+    """Yield parts joined to what is worth a call of a GPU."""
+    gathered = Graphs()
+    for part in parts:
+        gathered += part
+        if gathered.size >= EDGES_ON_DEVICE:
+            yield gathered
+            gathered = Graphs()
+    if gathered.rows:
+        yield gathered
+
+
+def _flat(model: CrystalGNN, result: Predictions) -> dict[str, NDArray[Any]]:
+    """Return predictions as the metrics want them: flat over atoms, probabilities for classes."""
+    flat = {}
+    for target in model.targets:
+        names = [target.name]
+        if target.task == "multiclass":
+            names = [f"{target.name}_p_{label}" for label in target.classes]
+        columns = [np.concatenate(result[n]) if target.level == "atom" else result[n] for n in names]
+        flat[target.name] = np.stack(columns, axis=1) if target.task == "multiclass" else columns[0]
+    return flat
+
+
+def _note(set_aside: Sequence[SetAside], path: Path) -> None:
+    if set_aside:
+        write_set_aside(path, set_aside)
+    else:
+        path.unlink(missing_ok=True)  # of an earlier call
+
+
+def _nothing(set_aside: Sequence[SetAside]) -> str:
+    if not set_aside:
+        return "no crystals were given"
+    first = set_aside[0]
+    name = first.material_id or first.source
+    if len(set_aside) == 1:
+        return f"{name} can't be used: {first.reason}"
+    return f"none of the {len(set_aside)} crystals can be used; the first, {name}: {first.reason}"
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device {name!r}: expected auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' was asked for, but torch sees no CUDA device")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
