@@ -74,12 +74,12 @@ def _is_natural(symbol: str) -> bool:
         return False
 
 
+_DECIMALS = re.compile(r"\.(\d*)")
+
+
 def last_digit(numbers: list[str]) -> float:
     """Return the step of the last digit of the coordinates, within which 0.3333 means a third; at most 1e-4."""
-    joined = "".join(numbers)
-    if "(" in joined or "e" in joined.lower():
-        numbers = [number.partition("(")[0].lower().partition("e")[0] for number in numbers]
-    return min(10.0 ** -max([len(number.partition(".")[2]) for number in numbers]), 1e-4)
+    return min(10.0 ** -max(map(len, _DECIMALS.findall(" ".join(numbers))), default=0), 1e-4)
 
 
 def fits_formula(counts: Mapping[str, float], formula: Any) -> bool:

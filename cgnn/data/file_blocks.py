@@ -146,8 +146,10 @@ def _file_item(path: Path, kind: str) -> Item:
 
 def _file_text(path: Path) -> str:
     try:
-        with streams.opened(path) as handle:
-            content = streams.read_up_to(handle, streams.RECORD_BYTES + 1)
+        content = streams.plain_content(path, streams.RECORD_BYTES + 1)
+        if content is None:
+            with streams.opened(path) as handle:
+                content = streams.read_up_to(handle, streams.RECORD_BYTES + 1)
     except DataError as error:
         raise CrystalError("unreadable", str(error).removeprefix(f"{path}: ")) from None
     if len(content) > streams.RECORD_BYTES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 ENDINGS = {
@@ -16,7 +17,7 @@ _KINDS = {".cif": "cif", ".vasp": "poscar", ".poscar": "poscar", ".json": "json"
 
 def file_format(name: str) -> str:
     """Return the format of a file of that name, or ``""`` where the name does not tell."""
-    return ENDINGS.get(_plain_name(name).suffix.lower()) or file_kind(name)
+    return ENDINGS.get(_parts(name)[1].lower()) or file_kind(name)
 
 
 def file_kind(name: str) -> str:
@@ -25,14 +26,15 @@ def file_kind(name: str) -> str:
         return ""
     if name.upper().startswith(("POSCAR", "CONTCAR")):
         return "poscar"
-    return _KINDS.get(_plain_name(name).suffix.lower(), "")
+    return _KINDS.get(_parts(name)[1].lower(), "")
 
 
 def stem(path: Path) -> str:
     """Return a file's name without its ending and ``.gz``."""
-    name = _plain_name(path.name)
-    return name.stem if name.suffix.lower() in {*ENDINGS, *_KINDS} else name.name
+    name, ending = _parts(path.name)
+    return name if ending.lower() in {*ENDINGS, *_KINDS} else name + ending
 
 
-def _plain_name(name: str) -> Path:
-    return Path(name[:-3] if name.lower().endswith(".gz") else name)
+def _parts(name: str) -> tuple[str, str]:
+    """Return a name without ``.gz``, cut before its ending."""
+    return os.path.splitext(name[:-3] if name.lower().endswith(".gz") else name)

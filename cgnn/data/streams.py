@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ _SKIP_BYTES = 64 * RECORD_BYTES
 READ_ERRORS = (OSError, EOFError, zlib.error)
 _PACKED = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7z", b"\x28\xb5\x2f\xfd": "zstd"}
 
+_MAGICS = tuple(magic for magic in (*_PACKED, b"\x1f\x8b"))
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
@@ -36,6 +39,18 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         raise DataError(f"{path}: could not be opened: {error.strerror or error}") from None
     with raw, _unpacked(raw, path) as handle:
         yield handle
+
+
+def plain_content(path: Path, size: int) -> bytes | None:
+    """Return up to ``size`` bytes of a file that begins like a text; ``None`` where `opened` has to look closer."""
+    try:
+        with open(path, "rb", buffering=0) as raw:
+            content = raw.read(min(size, os.fstat(raw.fileno()).st_size + 1))
+    except OSError:
+        return None
+    start = content[:512].lstrip()
+    is_text = start.isascii() and start[:1] not in (b"", b"<") and not content.startswith(_MAGICS)
+    return content if is_text and not path.name.lower().endswith(".gz") else None
 
 
 def _unpacked(raw: io.BufferedReader, path: Path) -> Any:

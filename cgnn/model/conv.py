@@ -125,6 +125,8 @@ class GatedConv(nn.Module):
         self.norm = choose(NORMS, norm, "normalisation")(width)
         self.activation = choose(ACTIVATIONS, activation, "activation")()
         self._activation = activation
+        self._is_folded = False
+        self._folded_filters: Tensor | None = None
         self.residual = residual
 
     def _start_as_one_matrix(self, inputs: int) -> None:
@@ -142,6 +144,7 @@ class GatedConv(nn.Module):
     @torch.no_grad()
     def fold(self) -> None:
         """Take the pair normalisation, as it stands after training, into the weights; for prediction only."""
+        self._is_folded = True
         if not isinstance(self.pair_norm, BatchNorm):
             return
         norm = self.pair_norm
@@ -152,6 +155,14 @@ class GatedConv(nn.Module):
             linear.weight *= factor[:, None]
         self.target.bias.copy_(factor * (self.target.bias - norm.running_mean) + norm.bias)
         self.pair_norm = nn.Identity()
+
+    def _filters(self, table: Tensor) -> Tensor:
+        """Return the edge filter on the grid (M, 2F); once it is folded it stays the same."""
+        if not self._is_folded:
+            return self.edge(table)
+        if self._folded_filters is None:
+            self._folded_filters = self.edge(table)
+        return self._folded_filters
 
     @staticmethod
     def can_fuse(width: int, pair_norm: str, activation: str) -> bool:
@@ -169,7 +180,7 @@ class GatedConv(nn.Module):
         count = len(plan.source)
         batch_norm = self.pair_norm if isinstance(self.pair_norm, BatchNorm) else None
         norm = batch_norm.as_affine(count) if batch_norm else Affine.identity(2 * h.shape[1])
-        filters = self.edge(plan.table)
+        filters = self._filters(plan.table)
         messages, mean, variance = gated_messages(self.target(h), self.source(h), filters, plan, norm, self._activation)
         if batch_norm:
             batch_norm.follow(mean, variance, count)

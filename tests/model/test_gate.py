@@ -192,3 +192,17 @@ def test_the_kernel_is_left_where_it_can_not_serve(options, is_taken):
     assert model._edges(batch, torch.float32).plan is None
     with torch.no_grad():
         assert torch.isfinite(model(unsorted)["bulk_modulus"]).all()
+
+
+def test_a_folded_network_with_the_kernel():
+    """Its filters are kept from batch to batch, on float32 weights."""
+    config = settings()
+    torch.manual_seed(4)
+    model = CrystalGNN(config.model, config.targets)
+    batches = [collate([GraphBuilder().arrays(atoms)]) for atoms in CRYSTALS]
+    for batch in batches:
+        model.train()(batch)
+    folded = model.eval().folded()
+    with torch.no_grad():
+        for batch in batches:
+            close(folded(batch)["bulk_modulus"], model(batch)["bulk_modulus"], 2e-6)
