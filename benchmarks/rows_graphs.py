@@ -8,7 +8,7 @@ from baselines import TWELVE
 from clock import Ratio, alternate, compare, seconds
 
 from cgnn.config import GraphConfig
-from cgnn.data.cif import crystal_from_cif
+from cgnn.data.reading.cif import crystal_from_cif
 from cgnn.graph.build import GraphBuilder
 
 

@@ -13,8 +13,8 @@ from child import in_own_process
 from clock import seconds, slope
 
 from cgnn.config import GraphConfig, build
-from cgnn.data.cif import crystal_from_cif
 from cgnn.data.dataset import collate
+from cgnn.data.reading.cif import crystal_from_cif
 from cgnn.graph.build import GraphBuilder
 from cgnn.model import CrystalGNN
 

@@ -16,7 +16,7 @@ import sklearn.metrics as reference
 from pymatgen.core import Lattice, Structure
 
 from cgnn.config import build
-from cgnn.data.gate import check_structure
+from cgnn.data.reading.gate import check_structure
 from cgnn.data.records import Record, SetAside, from_structures, read
 from cgnn.errors import CheckpointError, ConfigError, DataError
 from cgnn.predict import Predictor

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cgnn.data.documents import Columns, check_id, read_crystal, read_id, read_values
+from cgnn.data.reading.documents import Columns, check_id, read_crystal, read_id, read_values
 from cgnn.errors import CrystalError
 from cgnn.graph.crystal import Crystal
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cgnn.data.chunks import ABSENT, BOOLEAN, MISSING, NUMBER, Column
 from cgnn.data.items import SetAside, Value
 from cgnn.data.store import GraphStore
+from cgnn.data.store.chunks import ABSENT, BOOLEAN, MISSING, NUMBER, Column
 from cgnn.errors import DataError, unknown
 from cgnn.targets import TRANSFORMS, Target
 

@@ -14,14 +14,13 @@ from typing import Any
 import orjson
 
 from cgnn.config import DataConfig, GraphConfig
-from cgnn.data.chunks import PackedChunk, Packer
-from cgnn.data.content import content_key
 from cgnn.data.engines import AUTO
 from cgnn.data.items import Block, SetAside
-from cgnn.data.layout import FORMAT
 from cgnn.data.records import blocks
-from cgnn.data.store import GraphStore
-from cgnn.data.store_writer import StoreWriter
+from cgnn.data.store import GraphStore, StoreWriter
+from cgnn.data.store.chunks import PackedChunk, Packer
+from cgnn.data.store.content import content_key
+from cgnn.data.store.layout import FORMAT
 from cgnn.errors import ConfigError, DataError
 from cgnn.graph.build import fingerprint
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from pymatgen.core import IStructure
 
-from cgnn.data.documents import Columns
 from cgnn.data.items import Block, Item, Record, SetAside, Stream, Value, make_item, set_aside
-from cgnn.data.readers import READERS, check_columns, guess_format
+from cgnn.data.reading.documents import Columns
+from cgnn.data.reading.readers import READERS, check_columns, guess_format
 from cgnn.errors import CrystalError, DataError, nearest, unknown
 
 __all__ = [

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from cgnn.config import GraphConfig, ModelConfig
-from cgnn.data.chunks import build_each
 from cgnn.data.dataset import EDGES_PER_BATCH
 from cgnn.data.items import Block, Record, SetAside
 from cgnn.data.labels import label_of
 from cgnn.data.packed import join
+from cgnn.data.store.chunks import build_each
 from cgnn.errors import CrystalError, DataError
 from cgnn.graph.build import GraphBuilder
 from cgnn.graph.fields import FIELDS, Arrays

@@ -108,7 +108,7 @@ class Predictor:
 
         Args:
             crystals: Crystals, or blocks of them (`cgnn.data.records.blocks`), which go to workers unread.
-            engine: An entry of `cgnn.data.engines.ENGINES`. All give the same numbers.
+            engine: An entry of `cgnn.data.engines.choice.ENGINES`. All give the same numbers.
             workers: Their number; 0 means one for each processor.
         """
         for piece, _ in self._pieces(crystals, engine, workers, is_scored=False):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cgnn.data.crew import READ_AHEAD, Answer, Job, Task, in_order
+from cgnn.data.engines.crew import READ_AHEAD, Answer, Job, Task, in_order
 from cgnn.data.items import Block, Finished
 
 

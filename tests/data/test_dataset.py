@@ -6,11 +6,10 @@ from torch_geometric.data import Batch
 
 from cgnn.config import DataConfig, GraphConfig
 from cgnn.data.dataset import CrystalDataset, by_edges, collate
-from cgnn.data.gate import check_structure
 from cgnn.data.prepare import prepare
+from cgnn.data.reading.gate import check_structure
 from cgnn.data.records import Record
-from cgnn.data.store import GraphStore
-from cgnn.data.store_writer import StoreWriter
+from cgnn.data.store import GraphStore, StoreWriter
 from cgnn.errors import DataError
 from cgnn.graph.build import GraphBuilder
 from cgnn.targets import Target

@@ -19,16 +19,16 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
-from cgnn.data import cif_symmetry, json_blocks, parquet_blocks
-from cgnn.data.cif import crystal_from_cif, patient_crystal
-from cgnn.data.cif_symmetry import expanded, group_of
-from cgnn.data.documents import Columns
-from cgnn.data.fast_cif import fast_crystal
 from cgnn.data.items import Documents, Item, Source
-from cgnn.data.json_blocks import Elements, read_json, read_jsonl
-from cgnn.data.json_stream import documents, parse_json
+from cgnn.data.reading import cif_symmetry, json_blocks, parquet_blocks
+from cgnn.data.reading.cif import crystal_from_cif, patient_crystal
+from cgnn.data.reading.cif_symmetry import expanded, group_of
+from cgnn.data.reading.documents import Columns
+from cgnn.data.reading.fast_cif import fast_crystal
+from cgnn.data.reading.json_blocks import Elements, read_json, read_jsonl
+from cgnn.data.reading.json_stream import documents, parse_json
+from cgnn.data.reading.structures import crystal_from
 from cgnn.data.records import Record, SetAside, blocks, parse, read
-from cgnn.data.structures import crystal_from
 from cgnn.errors import CrystalError, DataError
 from cgnn.graph.crystal import Crystal
 

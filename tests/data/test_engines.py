@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cgnn.data import engines, processes
-from cgnn.data.engines import ENGINES, run
+from cgnn.data.engines import ENGINES, processes, run
+from cgnn.data.engines import choice as engines
 from cgnn.data.items import Block, Item, Record, SetAside
 from cgnn.errors import ConfigError, DataError, MissingPackageError, WorkerError
 from cgnn.graph.crystal import Crystal

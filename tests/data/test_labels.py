@@ -3,11 +3,10 @@ import orjson
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from cgnn.data.gate import check_structure
 from cgnn.data.labels import label_of, read_labels
+from cgnn.data.reading.gate import check_structure
 from cgnn.data.records import Record, read
-from cgnn.data.store import GraphStore
-from cgnn.data.store_writer import StoreWriter
+from cgnn.data.store import GraphStore, StoreWriter
 from cgnn.errors import DataError
 from cgnn.graph.build import GraphBuilder
 from cgnn.targets import Target

@@ -23,11 +23,11 @@ from ase.build import bulk
 from pymatgen.core import Lattice, Molecule, Structure
 from pymatgen.io.cif import CifWriter
 
-from cgnn.data import json_stream, streams
-from cgnn.data.cif import crystal_from_cif
-from cgnn.data.gate import check_structure
+from cgnn.data.reading import json_stream, streams
+from cgnn.data.reading.cif import crystal_from_cif
+from cgnn.data.reading.gate import check_structure
+from cgnn.data.reading.structures import crystal_from
 from cgnn.data.records import Item, Record, SetAside, from_structures, read, without_duplicates
-from cgnn.data.structures import crystal_from
 from cgnn.errors import CrystalError, DataError
 
 CORPUS = Path(__file__).parents[1] / "corpus"

@@ -13,17 +13,15 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from cgnn.config import DataConfig, GraphConfig
-from cgnn.data import assembly, layout
-from cgnn.data import content as content_module
 from cgnn.data import prepare as module
-from cgnn.data import store as store_module
-from cgnn.data.chunks import Packer, join
-from cgnn.data.content import content_key
-from cgnn.data.gate import check_structure
 from cgnn.data.prepare import build, cache_folder, open_prepared, prepare, store_key
+from cgnn.data.reading.gate import check_structure
 from cgnn.data.records import Record, SetAside, read, without_duplicates
-from cgnn.data.store import GraphStore
-from cgnn.data.store_writer import StoreWriter
+from cgnn.data.store import GraphStore, StoreWriter, assembly, layout
+from cgnn.data.store import content as content_module
+from cgnn.data.store import mapped as store_module
+from cgnn.data.store.chunks import Packer, join
+from cgnn.data.store.content import content_key
 from cgnn.errors import ConfigError, DataError
 from cgnn.graph.build import GraphBuilder
 from cgnn.graph.fields import FIELDS
@@ -65,8 +63,8 @@ def test_round_trip_equals_direct_graphs(export, tmp_path):
     records = list(read(export))
     assert len(store) == len(records) == 40
     for index, record in enumerate(records):
-        direct = GraphBuilder()(record.structure)
-        arrays = GraphBuilder().arrays(record.structure)
+        direct = GraphBuilder()(record.crystal)
+        arrays = GraphBuilder().arrays(record.crystal)
         stored = store.graph(index)
         for name, field in FIELDS.items():
             np.testing.assert_array_equal(stored[name], arrays[name], strict=True)
@@ -618,7 +616,7 @@ def test_chunks_in_any_cut_give_the_same_file(pieces, tmp_path):
             elif item.material_id == "bad":
                 writer.skip(whole.set_aside[0])
             else:
-                writer.add(item, builder.arrays(item.structure))
+                writer.add(item, builder.arrays(item.crystal))
     assert (tmp_path / "single").read_bytes() == whole.path.read_bytes()
 
 

@@ -25,7 +25,7 @@ from pymatgen.io.cif import CifWriter
 
 from cgnn.config import GraphConfig, ModelConfig
 from cgnn.data.dataset import collate
-from cgnn.data.structures import crystal_from_text
+from cgnn.data.reading.structures import crystal_from_text
 from cgnn.graph import GraphBuilder
 from cgnn.model import CrystalGNN
 from cgnn.targets import Target

@@ -9,7 +9,7 @@ from pymatgen.core import Lattice, Structure
 from safetensors.torch import save
 
 from cgnn.config import build
-from cgnn.data.gate import check_structure
+from cgnn.data.reading.gate import check_structure
 from cgnn.data.records import Record
 from cgnn.errors import CheckpointError
 from cgnn.model import CrystalGNN

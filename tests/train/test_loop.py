@@ -10,11 +10,10 @@ from pymatgen.core import Lattice, Structure
 
 from cgnn.config import build
 from cgnn.data.dataset import CrystalDataset
-from cgnn.data.gate import check_structure
 from cgnn.data.prepare import prepare
+from cgnn.data.reading.gate import check_structure
 from cgnn.data.records import Record
-from cgnn.data.store import GraphStore
-from cgnn.data.store_writer import StoreWriter
+from cgnn.data.store import GraphStore, StoreWriter
 from cgnn.errors import ConfigError, DataError, NumericsError
 from cgnn.graph.build import GraphBuilder
 from cgnn.model import CrystalGNN

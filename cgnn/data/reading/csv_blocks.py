@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from cgnn.data import streams
-from cgnn.data.documents import ID_NAMES, STRUCTURE_NAMES, Columns, find
-from cgnn.data.file_names import stem
 from cgnn.data.items import Block, Item, Source
+from cgnn.data.reading import streams
+from cgnn.data.reading.documents import ID_NAMES, STRUCTURE_NAMES, Columns, find
+from cgnn.data.reading.file_names import stem
 from cgnn.errors import CrystalError, DataError
 
 Row = tuple[int, list[str] | CrystalError]

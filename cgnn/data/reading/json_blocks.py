@@ -2,7 +2,7 @@
 
 A list is cut in front of its elements, which all start with the same key. What orjson parses between two cuts is a
 whole number of elements. Where it does not, or reads otherwise than is written (keys given twice, numbers of many
-digits), the exact reading of `cgnn.data.json_stream` decides, and says what is wrong.
+digits), the exact reading of `cgnn.data.reading.json_stream` decides, and says what is wrong.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import IO, Any
 
 import orjson
 
-from cgnn.data import streams
-from cgnn.data.documents import Columns
-from cgnn.data.file_names import stem
 from cgnn.data.items import Block, Documents, Item, SetAside, Source
-from cgnn.data.json_stream import documents, parse_json, rest_of_list
+from cgnn.data.reading import streams
+from cgnn.data.reading.documents import Columns
+from cgnn.data.reading.file_names import stem
+from cgnn.data.reading.json_stream import documents, parse_json, rest_of_list
 from cgnn.errors import CrystalError, DataError
 
 SLICE = 2**16

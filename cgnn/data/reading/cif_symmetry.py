@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pymatgen.core import SymmOp
 
-from cgnn.data.cif_words import OPERATION, SITE_TOLERANCE
+from cgnn.data.reading.cif_words import OPERATION, SITE_TOLERANCE
 
 _LARGEST_GROUP = 192
 _STEPS = 24

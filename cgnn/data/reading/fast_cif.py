@@ -1,6 +1,6 @@
 """CIF text to a checked crystal by gemmi, where its meaning is beyond doubt.
 
-What is refused here is not wrong: `cgnn.data.cif` then reads it with patience, and says what is wrong if anything is.
+What is refused here is not wrong: `cgnn.data.reading.cif` then reads it patiently, and says what is wrong.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 import gemmi
 import numpy as np
 
-from cgnn.data.cif_symmetry import expanded, group_of
-from cgnn.data.cif_words import (
+from cgnn.data.reading.cif_symmetry import expanded, group_of
+from cgnn.data.reading.cif_words import (
     CELL,
     COORDINATES,
     MAX_IMAGES,
@@ -22,7 +22,7 @@ from cgnn.data.cif_words import (
     number,
     symbol,
 )
-from cgnn.data.gate import MAX_SITES, build_crystal
+from cgnn.data.reading.gate import MAX_SITES, build_crystal
 from cgnn.errors import CrystalError
 from cgnn.graph.crystal import Crystal
 

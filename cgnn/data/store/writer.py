@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from cgnn import __version__
-from cgnn.data.assembly import assemble
-from cgnn.data.chunks import Built, PackedChunk, Skipped, pack
 from cgnn.data.items import Record, SetAside
-from cgnn.data.journal import Journal
-from cgnn.data.layout import FORMAT
 from cgnn.data.repeats import Repeats
+from cgnn.data.store.assembly import assemble
+from cgnn.data.store.chunks import Built, PackedChunk, Skipped, pack
+from cgnn.data.store.journal import Journal
+from cgnn.data.store.layout import FORMAT
 from cgnn.errors import Stopped
 from cgnn.graph.fields import Arrays
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cgnn.data.documents import STRUCTURE_NAMES, Columns
-from cgnn.data.file_names import stem
-from cgnn.data.gate import build_crystal
 from cgnn.data.items import Block, Documents, Item, Source
+from cgnn.data.reading.documents import STRUCTURE_NAMES, Columns
+from cgnn.data.reading.file_names import stem
+from cgnn.data.reading.gate import build_crystal
 from cgnn.errors import CrystalError, DataError, unknown
 
 _ROWS = 256

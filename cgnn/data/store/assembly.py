@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from cgnn.data.chunks import ABSENT, ODD, PACKED
-from cgnn.data.journal import Frame, Journal
-from cgnn.data.layout import BLOCK, ENTRIES, digest, header_bytes, places_of
+from cgnn.data.store.chunks import ABSENT, ODD, PACKED
+from cgnn.data.store.journal import Frame, Journal
+from cgnn.data.store.layout import BLOCK, ENTRIES, digest, header_bytes, places_of
 from cgnn.files import replacing
 from cgnn.graph.fields import FIELDS
 

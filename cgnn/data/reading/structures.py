@@ -1,4 +1,4 @@
-"""Crystals from dicts, arrays, ASE atoms and texts (CIF, POSCAR, JSON), all through the gate of `cgnn.data.gate`.
+"""Crystals from dicts, arrays, ASE atoms and texts (CIF, POSCAR, JSON), all through `cgnn.data.reading.gate`.
 
 Only the lattice, the elements and the coordinates are taken from the data. Nothing that a file names is
 imported or run: ``Structure.from_dict`` decodes site properties and would.
@@ -15,9 +15,9 @@ import numpy as np
 from pymatgen.core import IStructure, Lattice
 from pymatgen.io.vasp import Poscar
 
-from cgnn.data.cif import crystal_from_cif
-from cgnn.data.gate import MAX_SITES, build_crystal, check_count, check_structure, disordered
-from cgnn.data.json_stream import parse_json
+from cgnn.data.reading.cif import crystal_from_cif
+from cgnn.data.reading.gate import MAX_SITES, build_crystal, check_count, check_structure, disordered
+from cgnn.data.reading.json_stream import parse_json
 from cgnn.errors import CrystalError
 from cgnn.graph.crystal import Crystal
 

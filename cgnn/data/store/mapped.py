@@ -1,6 +1,6 @@
 """Prepared graphs on disk: memory-mapped, and checked block by block when they are first used.
 
-Opening reads the header alone (see `cgnn.data.layout`): the size of the file and the checksum of the checksums
+Opening reads the header alone (see `cgnn.data.store.layout`): the size of the file and the checksum of the checksums
 are compared there, so that a cut, swapped or older file is found at once, and opening a million crystals costs
 what opening ten costs. Every access below checks the blocks it touches before it serves them, once; damage in
 them is found then, before a wrong number is used. A store that knows how it was made (`rebuild`) warns, is built
@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgnn.data.chunks import PACKED, Column
 from cgnn.data.items import Record, SetAside, Value
-from cgnn.data.layout import BLOCK, DIGEST, Place, digest, read_header
+from cgnn.data.store.chunks import PACKED, Column
+from cgnn.data.store.layout import BLOCK, DIGEST, Place, digest, read_header
 from cgnn.errors import DataError
 from cgnn.graph.crystal import Crystal
 from cgnn.graph.fields import FIELDS, Arrays

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgnn.data.chunks import PackedChunk, Skipped
 from cgnn.data.items import SetAside
+from cgnn.data.store.chunks import PackedChunk, Skipped
 from cgnn.files import writing
 
 Bytes = NDArray[np.uint8]

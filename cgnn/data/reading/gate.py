@@ -65,7 +65,7 @@ def build_crystal(lattice: ArrayLike, species: Sequence[Any], coords: ArrayLike,
     if not max(fractions.max(), -fractions.min()) <= MAX_FRACTIONAL:
         raise CrystalError("bad_coordinates", f"an atom lies more than {MAX_FRACTIONAL:g} cells from the origin")
     numbers = np.array([atomic_number(each) if isinstance(each, str) else _number_of(each) for each in species])
-    return Crystal(numbers, positions if cartesian else positions @ matrix, matrix)
+    return Crystal(numbers, positions if cartesian else _cartesian(positions, matrix), matrix)
 
 
 def check_structure(structure: IStructure) -> Crystal:
@@ -146,6 +146,11 @@ def _check_cell(rows: Rows, sites: int) -> None:
 
 
 # for nine numbers a call into linear algebra costs more than the arithmetic
+
+
+def _cartesian(fractions: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``fractions @ matrix``; written out, because the last digit of a BLAS product may depend on the call."""
+    return fractions[:, :1] * matrix[0] + fractions[:, 1:2] * matrix[1] + fractions[:, 2:] * matrix[2]
 
 
 def _inverse(rows: Rows) -> NDArray[np.float64]:

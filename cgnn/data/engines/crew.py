@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cgnn.data.items import Block, Finished, SetAside, printable
@@ -28,7 +28,7 @@ class Task:
     """A function of blocks, and what to do with a block that ends the worker that calls it.
 
     Args:
-        function: The function.
+        function: The function; where it has a method ``join``, this makes one result of those of a block's parts.
     """
 
     function: Function
@@ -45,6 +45,11 @@ class Task:
     def lost_unread(self, block: Block) -> Any:
         """Return the same where reading the block alone ends a worker."""
         return self.function(Finished([_dead("", printable(block.place))]))
+
+    def joined(self, values: list[Any]) -> list[Any]:
+        """Return the results of the parts of a block that was split: joined, where the function says how."""
+        join = getattr(self.function, "join", None)
+        return values if join is None else [join(values)]
 
 
 def _dead(material_id: str, source: str) -> SetAside:
@@ -77,6 +82,7 @@ class Job:
         is_single: Whether it was split off another block.
         deaths: How many workers it has ended.
         answer: What came of it.
+        family: All parts of the block that was split; noted with the first of them.
     """
 
     block: Block
@@ -84,6 +90,7 @@ class Job:
     is_single: bool = False
     deaths: int = 0
     answer: Answer | None = None
+    family: list[Job] = field(default_factory=list)
 
     def do(self, task: Task) -> Answer:
         """Do the job in this process."""
@@ -179,11 +186,17 @@ class _Queue:
         return bool(self.waiting)
 
     def done(self) -> Iterator[Any]:
-        while self._jobs and (answer := self._jobs[0].answer) is not None:
-            if answer.error is not None:
-                raise answer.error
-            self._jobs.pop(0)
-            yield answer.value
+        while self._jobs:
+            family = self._jobs[0].family or self._jobs[:1]
+            answers = [job.answer for job in family if job.answer is not None]
+            for answer in answers:
+                if answer.error is not None:
+                    raise answer.error
+            if len(answers) < len(family):
+                return
+            del self._jobs[: len(family)]
+            values = [answer.value for answer in answers]
+            yield from self._task.joined(values) if len(values) > 1 else values
 
     def settle(self, job: Job, answer: Answer) -> None:
         if not answer.is_dead:
@@ -204,6 +217,7 @@ class _Queue:
         parts = [Job(block, is_single=True) for block in job.block.split()]
         if len(parts) == 1:  # has been alone from the beginning
             parts[0].method = "lost"
+        parts[0].family = parts
         place = self._jobs.index(job)
         self._jobs[place : place + 1] = parts
         self.waiting.extendleft(reversed(parts))

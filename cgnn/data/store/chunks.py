@@ -1,7 +1,7 @@
 """Chunks: the prepared graphs of one piece of the input, packed so that they are cheap to send and to write.
 
 A chunk is made where the work is done, in this process or another one, and handed to the writer of the store
-(`cgnn.data.store_writer.StoreWriter.add_chunk`) in the order of the input. It depends on its piece of the input
+(`cgnn.data.store.writer.StoreWriter.add_chunk`) in the order of the input. It depends on its piece of the input
 alone: what repeats an earlier crystal is found by the writer.
 """
 
@@ -113,7 +113,12 @@ class PackedChunk:
             sources=[self.sources[row] for row in rows],
             digests=[self.digests[row] for row in rows],
             texts=[self.texts[row] for row in rows],
-            columns={name: Column(kinds[mask], values[mask]) for name, (kinds, values) in self.columns.items()},
+            columns={
+                # a column that only crystals left out had is none
+                name: Column(kinds[mask], values[mask])
+                for name, (kinds, values) in self.columns.items()
+                if kinds[mask].any()
+            },
             skipped=skipped,
         )
 
@@ -147,6 +152,10 @@ class Packer:
     def __call__(self, block: Block) -> PackedChunk:
         """Return the chunk."""
         return pack(build_each(parse(block), GraphBuilder(self.settings)))
+
+    def join(self, chunks: Sequence[PackedChunk]) -> PackedChunk:
+        """Return the chunk of a block of the chunks of its parts: a resumed build counts blocks by their chunks."""
+        return join(chunks)
 
 
 def build_graphs(stream: Iterable[Item], builder: GraphBuilder) -> Iterator[tuple[Item, Arrays]]:
@@ -221,13 +230,39 @@ def _without_graph(record: Record, error: CrystalError) -> SetAside:
 
 def _joined(graphs: Sequence[Arrays]) -> Arrays:
     """Return the fields of crystals one after another, checked, so that what is read back can be trusted."""
-    for graph in graphs:
-        validate(graph)
     empty: Arrays = {name: np.empty((0, *field.shape), field.stored) for name, field in FIELDS.items()}
-    return {
-        name: np.concatenate([empty[name], *(graph[name] for graph in graphs)], dtype=field.stored, casting="same_kind")
-        for name, field in FIELDS.items()
-    }
+    try:
+        fields: Arrays = {
+            name: np.concatenate([empty[name], *(graph[name] for graph in graphs)], dtype=field.stored)
+            for name, field in FIELDS.items()
+        }
+        is_sound = _is_sound(graphs, fields)
+    except (KeyError, TypeError, ValueError):  # a field is missing, or of another type or shape
+        is_sound = False
+    if not is_sound:
+        for graph in graphs:
+            validate(graph)
+        raise DataError("a graph holds fields that can't be stored")
+    return fields
+
+
+def _is_sound(graphs: Sequence[Arrays], fields: Arrays) -> bool:
+    """Return whether `validate` would pass every crystal; all of them at once, as each alone costs what its graph did.
+
+    Args:
+        graphs: The crystals' own fields.
+        fields: The same, one crystal after another.
+    """
+    lengths = {name: np.array([len(graph[name]) for graph in graphs], dtype=np.int64) for name in FIELDS}
+    counts = {"crystal": np.ones(len(graphs), dtype=np.int64), "atom": lengths["z"], "edge": lengths["source"]}
+    if not all(np.array_equal(lengths[name], counts[field.level]) for name, field in FIELDS.items()):
+        return False
+    crystal = np.repeat(np.arange(len(graphs)), counts["edge"])
+    atoms = counts["atom"][crystal]
+    ends = [(fields[name] >= 0) & (fields[name] < atoms) for name in ("source", "target")]
+    is_sorted = (np.diff(fields["target"]) >= 0) | (np.diff(crystal) > 0)
+    is_finite = [np.isfinite(fields[name]).all() for name in ("pos", "lattice")]
+    return bool(ends[0].all() and ends[1].all() and is_sorted.all() and all(is_finite))
 
 
 def _text(record: Record) -> bytes:

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from types import ModuleType
 from typing import Any
 
-from cgnn.data.crew import Answer, Job, Task
+from cgnn.data.engines.crew import Answer, Job, Task
 from cgnn.errors import WorkerError
 
 _STARTS = 3

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cgnn.data import streams
-from cgnn.data.csv_blocks import Row, csv_rows, read_cell, row_groups
-from cgnn.data.documents import Columns, check_id
-from cgnn.data.file_names import file_kind, stem
 from cgnn.data.items import Block, Item, make_item, set_aside
-from cgnn.data.json_stream import parse_json
-from cgnn.data.structures import crystal_from_cif, crystal_from_poscar
+from cgnn.data.reading import streams
+from cgnn.data.reading.csv_blocks import Row, csv_rows, read_cell, row_groups
+from cgnn.data.reading.documents import Columns, check_id
+from cgnn.data.reading.file_names import file_kind, stem
+from cgnn.data.reading.json_stream import parse_json
+from cgnn.data.reading.structures import crystal_from_cif, crystal_from_poscar
 from cgnn.errors import CrystalError, DataError
 
 _FILES = 64

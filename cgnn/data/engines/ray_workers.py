@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from cgnn.data.crew import Answer, Job, Task
+from cgnn.data.engines.crew import Answer, Job, Task
 from cgnn.errors import MissingPackageError, WorkerError
 
 _STARTS = 3
@@ -99,7 +99,7 @@ class _Actor:
         """Answer when the task has arrived."""
 
     def do(self, method: str, block: Any) -> Answer:
-        from cgnn.data.processes import portable
+        from cgnn.data.engines.processes import portable
 
         return portable(Job(block, method).do(self._task))
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from cgnn.data.gate import element
+from cgnn.data.reading.gate import element
 from cgnn.errors import CrystalError
 
 MAX_OPERATIONS = 1000

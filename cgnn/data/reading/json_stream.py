@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from cgnn.data.streams import CHUNK, READ_ERRORS, RECORD_BYTES, cut_off, read_up_to, too_large
+from cgnn.data.reading.streams import CHUNK, READ_ERRORS, RECORD_BYTES, cut_off, read_up_to, too_large
 from cgnn.errors import CrystalError, DataError
 
 

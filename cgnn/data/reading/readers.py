@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cgnn.data.csv_blocks import read_csv
-from cgnn.data.documents import Columns
-from cgnn.data.file_blocks import read_cgcnn, read_cif, read_folder, read_poscar
-from cgnn.data.file_names import file_format
 from cgnn.data.items import Block, Item, Record
-from cgnn.data.json_blocks import read_json, read_jsonl
-from cgnn.data.parquet_blocks import read_parquet
+from cgnn.data.reading.csv_blocks import read_csv
+from cgnn.data.reading.documents import Columns
+from cgnn.data.reading.file_blocks import read_cgcnn, read_cif, read_folder, read_poscar
+from cgnn.data.reading.file_names import file_format
+from cgnn.data.reading.json_blocks import read_json, read_jsonl
+from cgnn.data.reading.parquet_blocks import read_parquet
 from cgnn.errors import DataError
 
 Reader = Callable[[Path, Columns], Iterator[Block]]

@@ -12,7 +12,7 @@ from itertools import chain
 from multiprocessing import current_process
 from typing import Any
 
-from cgnn.data.crew import Function, Task, in_order
+from cgnn.data.engines.crew import Function, Task, in_order
 from cgnn.data.items import Block
 from cgnn.errors import ConfigError, choose
 
@@ -32,7 +32,7 @@ def serial(function: Function, blocks: Iterable[Block], workers: int = 1) -> Res
 
 def processes(function: Function, blocks: Iterable[Block], workers: int) -> Results:
     """Use worker processes of this machine."""
-    from cgnn.data.processes import Processes
+    from cgnn.data.engines.processes import Processes
 
     task = Task(function)
     yield from in_order(Processes(task, workers), task, blocks)
@@ -44,7 +44,7 @@ def ray(function: Function, blocks: Iterable[Block], workers: int) -> Results:
     Raises:
         MissingPackageError: Ray is not installed.
     """
-    from cgnn.data.ray_workers import RayWorkers
+    from cgnn.data.engines.ray_workers import RayWorkers
 
     task = Task(function)
     yield from in_order(RayWorkers(task, workers), task, blocks)
@@ -52,7 +52,7 @@ def ray(function: Function, blocks: Iterable[Block], workers: int) -> Results:
 
 def auto(function: Function, blocks: Iterable[Block], workers: int) -> Results:
     """Begin in this process; where the work lasts, worker processes take over as soon as they have started."""
-    from cgnn.data.processes import Processes
+    from cgnn.data.engines.processes import Processes
 
     source = iter(blocks)
     began = time.monotonic()

@@ -16,7 +16,7 @@ import numpy as np
 from pymatgen.core import Composition, Element
 from pymatgen.io.cif import CifBlock, CifFile, CifParser
 
-from cgnn.data.cif_words import (
+from cgnn.data.reading.cif_words import (
     CELL,
     COORDINATES,
     MAX_IMAGES,
@@ -29,8 +29,8 @@ from cgnn.data.cif_words import (
     number,
     symbol,
 )
-from cgnn.data.fast_cif import fast_crystal
-from cgnn.data.gate import MAX_SITES, build_crystal, check_count, disordered
+from cgnn.data.reading.fast_cif import fast_crystal
+from cgnn.data.reading.gate import MAX_SITES, build_crystal, check_count, disordered
 from cgnn.errors import CrystalError
 from cgnn.graph.crystal import Crystal
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from cgnn.data.structures import crystal_from
+from cgnn.data.reading.structures import crystal_from
 from cgnn.errors import CrystalError, unknown
 from cgnn.graph.crystal import Crystal
 
