@@ -88,13 +88,14 @@ def build(
         DataError: As for `prepare`, or the file can't be written.
     """
     path = Path(path)
+    # Opened before the key is made: the reader has the better words for a path that is wrong.
+    source = blocks(data.path, data.format, data.id_column, data.structure_column)
     key = key or store_key(data, graph)
     settings = orjson.dumps(graph.model_dump(mode="json")).decode()
     with StoreWriter(path, key, settings, resume=True) as writer:
         if _is_whole(path, key):  # another process built it while this one waited
             writer.cancel()
             return
-        source = blocks(data.path, data.format, data.id_column, data.structure_column)
         chunks = engine(Packer(graph), islice(source, writer.done_chunks, None))
         items = _written(writer, chunks)
         deque(watch(items) if watch else items, maxlen=0)

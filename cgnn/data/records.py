@@ -12,10 +12,11 @@ from typing import Any
 
 from pymatgen.core import IStructure
 
-from cgnn.data.items import Block, Item, Record, SetAside, Stream, Value, make_item, set_aside
+from cgnn.data.items import Block, Item, Record, SetAside, Stream, Value, make_item
 from cgnn.data.reading.documents import Columns
 from cgnn.data.reading.readers import READERS, check_columns, guess_format
-from cgnn.errors import CrystalError, DataError, nearest, unknown
+from cgnn.data.repeats import Repeats
+from cgnn.errors import DataError, nearest, unknown
 
 __all__ = [
     "READERS",
@@ -100,21 +101,12 @@ def without_duplicates(stream: Iterable[Item]) -> Stream:
 
     The code is ``duplicate`` where a later record has the same content, ``id_conflict`` where it has not.
     """
-    seen: dict[str, tuple[bytes, str]] = {}
+    repeats = Repeats()
     for item in stream:
         if isinstance(item, SetAside):
             yield item
-            continue
-        digest = item.digest
-        first, source = seen.setdefault(item.material_id, (digest, item.source))
-        if first is digest:
-            yield item
-        elif first == digest:
-            yield _repeated(item, "duplicate", f"repeats record {item.material_id!r} of {source}")
         else:
-            yield _repeated(
-                item, "id_conflict", f"has the id of the record of {source} but other content; the first one is kept"
-            )
+            yield repeats.note(item.material_id, item.source, item.digest) or item
 
 
 def from_structures(structures: Any, ids: Iterable[str] | None = None) -> Stream:
@@ -174,7 +166,3 @@ def _not_empty(pieces: Iterator[Block], path: Path) -> Iterator[Block]:
 def _joined(pieces: Iterator[Block]) -> Stream:
     for block in pieces:
         yield from parse(block)
-
-
-def _repeated(record: Record, code: str, reason: str) -> SetAside:
-    return set_aside(record.material_id, record.source, CrystalError(code, reason))

@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from pymatgen.core import Structure
 
+from cgnn.config import DataConfig, GraphConfig
+from cgnn.data.prepare import build
 from cgnn.data.records import READERS, Record, SetAside, blocks, parse, read
 
 VALUES = [120.5, None, 7.25]
@@ -158,6 +160,12 @@ def write_arrow_documents(path: Path, documents: list[Document]) -> Path:
     return path
 
 
+def write_graphs(path: Path, documents: list[Document]) -> Path:
+    file = path / "set.graphs"
+    build(file, DataConfig(path=str(write_json(path, documents))), GraphConfig())
+    return file
+
+
 WRITERS: dict[str, tuple[str, Writer]] = {
     "json": ("mp_json", write_json),
     "json.gz": ("mp_json", write_json_gz),
@@ -171,6 +179,7 @@ WRITERS: dict[str, tuple[str, Writer]] = {
     "folder": ("folder", write_folder),
     "parquet": ("parquet", write_parquet),
     "arrow": ("parquet", write_arrow_documents),
+    "graphs": ("graphs", write_graphs),
 }
 every_form = pytest.mark.parametrize("form", WRITERS)
 

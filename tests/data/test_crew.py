@@ -51,3 +51,35 @@ def test_a_slow_block_does_not_stall_the_others() -> None:
     ahead = READ_AHEAD * Slow.size
     for blocks in (0, 1, ahead - 1, ahead, ahead + 1, 3 * ahead, 3 * ahead + 1):
         check(blocks)
+
+
+class Doubling:
+    """Doubles the numbers of a block; joins the lists of its parts."""
+
+    def __call__(self, block: Block) -> list[int]:
+        return [2 * int(item) for item in block.items()]  # type: ignore[call-overload]
+
+    def join(self, values: list[list[int]]) -> list[int]:
+        return [entry for value in values for entry in value]
+
+
+class Losing(Task):
+    def lost(self, block: Block) -> list[int]:
+        return [-1]
+
+
+class Deadly(Slow):
+    """Workers that die over blocks with a 5 in them."""
+
+    def finished(self, timeout: float | None = None) -> list[tuple[Job, Answer]]:
+        job = self.jobs.pop()
+        is_dead = job.method == "do" and 5 in [int(item) for item in job.block.items()]  # type: ignore[call-overload]
+        return [(job, Answer(is_dead=True) if is_dead else job.do(Losing(Doubling())))]
+
+
+def test_a_block_that_was_split_has_one_result() -> None:
+    """Otherwise a build that is gone on with would take its parts for blocks, and leave blocks out."""
+    source: list[Any] = [Finished(numbers) for numbers in ([2, 3], [4, 5, 6], [7, 8])]  # type: ignore[arg-type]
+    crew = Deadly()
+    assert list(in_order(crew, Losing(Doubling()), source)) == [[4, 6], [8, -1, 12], [14, 16]]
+    assert crew.given == 3 + 1 + 3 + 1  # the blocks, one of them again, its parts, one of these again

@@ -30,10 +30,11 @@ def _tasks_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
 
-@pytest.fixture(params=sorted(ENGINES))
+RAY = pytest.param("ray", marks=pytest.mark.slow)  # a cluster takes seconds to start
+
+
+@pytest.fixture(params=[RAY if name == "ray" else name for name in sorted(ENGINES)])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "ray":
-        pytest.importorskip("ray")
     monkeypatch.setattr(engines, "PATIENCE", 0.0)
     return request.param
 
@@ -161,18 +162,14 @@ def test_absent_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 # Deaths
 
 
-@pytest.mark.parametrize("engine", ["processes", "ray"])
+@pytest.mark.parametrize("engine", ["processes", RAY])
 def test_a_block_whose_worker_dies_is_done_again(engine: str, tmp_path: Path) -> None:
-    if engine == "ray":
-        pytest.importorskip("ray")
     task = Squares(deadly=(3, 17, 23, 44), witness=str(tmp_path))
     assert flat(run(engine, task, tens(6), 2)) == [n * n for n in range(60)]
 
 
-@pytest.mark.parametrize("engine", ["processes", "ray"])
+@pytest.mark.parametrize("engine", ["processes", RAY])
 def test_only_what_kills_is_lost(engine: str) -> None:
-    if engine == "ray":
-        pytest.importorskip("ray")
     expected: list[Any] = [n * n for n in range(50)]
     found = flat(run(engine, Squares(deadly=(13, 30)), tens(5, deadly=(14,)), 2))
     lost = {place: found[place] for place in (13, 14, 30)}

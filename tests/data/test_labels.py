@@ -100,6 +100,48 @@ def test_atoms_without_a_label():
     np.testing.assert_array_equal(label_of(BULK, {}, 2), [np.nan])
 
 
+ODD = [None, "", 0, 1, -1, 2.5, 0.0, -0.0, 5e-324, 1e30, -1e30, 9.9e29, 1e-9, float("nan"), float("inf"), 10**400]
+ODD += [2**53, 2**53 + 1, True, False, "1", "true", "TRUE", "cubic", "12.5", [], [1.0], [1.0, 2.0], [1.0, None], "x"]
+KINDS = [
+    Target(name="y"),
+    *(Target(name="y", transform=name) for name in ("log10", "log", "sqrt")),
+    Target(name="y", task="binary"),
+    Target(name="y", task="multiclass", classes=("cubic", "1", "True", "2.5")),
+    Target(name="y", level="atom"),
+]
+
+
+@pytest.mark.parametrize("other_columns", [0, 300])
+@pytest.mark.parametrize("target", KINDS, ids=lambda target: f"{target.task}-{target.transform}-{target.level}")
+def test_columns_and_records_tell_the_same(stored, rng, target, other_columns):
+    """Labels read from packed columns are those that one record after the other gives, whatever stands there."""
+    first = {f"column-{number}": 1.0 for number in range(other_columns)}  # more than are packed
+    places = rng.permutation(len(ODD)).tolist()
+    rows = [first, *({"y": ODD[place]} for place in places), {}, {"z": 5.0}, {"y": 1, "z": "x"}, {"y": [1.0], "z": 2}]
+    other = Target(name="other", column="z")
+    store = stored(rows)
+    found = read_labels(store, [target, other])
+    expected, codes = [], []
+    for number, row in enumerate(rows):
+        atoms = 1 + number % 2
+        try:
+            labels = [label_of(kind, row, atoms if kind.level == "atom" else 1) for kind in (target, other)]
+        except DataError as error:
+            labels, code = (
+                [np.full(atoms if target.level == "atom" else 1, np.nan), [np.nan]],
+                ("bad_label", str(error)),
+            )
+        else:
+            code = ("no_label", "no value of y, z") if np.isnan(np.concatenate(labels)).all() else None
+        expected.append(labels)
+        codes.append(code)
+    np.testing.assert_array_equal(found.values["y"], np.concatenate([labels[0] for labels in expected]))
+    np.testing.assert_array_equal(found.values["other"], np.concatenate([labels[1] for labels in expected]))
+    assert found.rows.tolist() == [row for row, code in enumerate(codes) if code is None]
+    assert [(aside.code, aside.reason) for aside in found.set_aside] == [code for code in codes if code]
+    assert [aside.source for aside in found.set_aside] == [f"x.json:{row}" for row, code in enumerate(codes) if code]
+
+
 COLUMNS = ["k_vrh", "g_vrh", "bulk_modulus.vrh", "shear_modulus.vrh", "formation_energy_per_atom", "band_gap", "nsites"]
 TYPOS = {
     "k_vhr": "k_vrh", "kvrh": "k_vrh", "K_VRH": "k_vrh", "g_vrhh": "g_vrh", "bulk_modulus": "bulk_modulus.vrh",

@@ -20,7 +20,7 @@ from cgnn.data.records import Record, SetAside, read, without_duplicates
 from cgnn.data.store import GraphStore, StoreWriter, assembly, layout
 from cgnn.data.store import content as content_module
 from cgnn.data.store import mapped as store_module
-from cgnn.data.store.chunks import Packer, join
+from cgnn.data.store.chunks import Packer, join, pack
 from cgnn.data.store.content import content_key
 from cgnn.errors import ConfigError, DataError
 from cgnn.graph.build import GraphBuilder
@@ -620,6 +620,56 @@ def test_chunks_in_any_cut_give_the_same_file(pieces, tmp_path):
     assert (tmp_path / "single").read_bytes() == whole.path.read_bytes()
 
 
+def without(field):
+    return lambda graph: graph.pop(field)
+
+
+def with_value(field, place, value):
+    def change(graph):
+        graph[field] = graph[field].copy()
+        graph[field][place] = value
+
+    return change
+
+
+def longer(field):
+    return lambda graph: graph.update({field: np.concatenate([graph[field], graph[field][-1:]])})
+
+
+WRONG = {
+    "missing": (without("reach"), "graph without field 'reach'"),
+    "atoms": (longer("pos"), r"field 'pos' has shape \(5, 3\), expected \(4, 3\)"),
+    "edges": (longer("target"), r"field 'target' has shape"),
+    "lattice": (longer("lattice"), r"field 'lattice' has shape \(2, 3, 3\), expected \(1, 3, 3\)"),
+    "shape": (
+        lambda graph: graph.update(pos=graph["pos"][:, :2]),
+        r"field 'pos' has shape \(4, 2\), expected \(4, 3\)",
+    ),
+    "beyond": (with_value("source", 3, 4), "field 'source' points outside the crystal"),
+    "before": (with_value("target", 0, -1), "field 'target' points outside the crystal"),
+    "order": (with_value("target", -1, 0), "field 'target' is not sorted"),
+    "position": (with_value("pos", (1, 1), np.nan), "positions or a lattice that are not finite"),
+    "cell": (with_value("lattice", (0, 1, 1), np.inf), "positions or a lattice that are not finite"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_graphs_that_are_not_whole_are_not_written(name, place):
+    """Wherever among others the wrong one stands; the others have other sizes."""
+    record = Record("a", check_structure(crystal()))
+    iron = Structure(Lattice.cubic(2.9), ["Fe"], [[0, 0, 0]])
+    graphs = [GraphBuilder().arrays(structure) for structure in (iron, crystal("Al", 4.05), iron)]
+    change, message = WRONG[name]
+    wrong = GraphBuilder().arrays(crystal())
+    change(wrong)
+    graphs.insert(place, wrong)
+    with pytest.raises(DataError, match=message):
+        pack((record, graph) for graph in graphs)
+    del graphs[place]
+    assert len(pack((record, graph) for graph in graphs).ids) == 3
+
+
 def test_columns_hold_what_the_records_say(pieces):
     data, _ = pieces
     store = prepare(data, GraphConfig())
@@ -664,8 +714,9 @@ def test_records_of_a_store_are_those_that_were_read(export, tmp_path):
     for found, record in zip(store.records(), read(export), strict=True):
         assert (found.material_id, found.values, found.source) == (record.material_id, record.values, record.source)
         np.testing.assert_array_equal(found.crystal.z, record.crystal.z)
-        np.testing.assert_allclose(found.crystal.pos, record.crystal.pos, rtol=0, atol=1e-12)
-        np.testing.assert_allclose(found.crystal.lattice, record.crystal.lattice, rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(found.crystal.pos, record.crystal.pos)
+        np.testing.assert_array_equal(found.crystal.lattice, record.crystal.lattice)
+        assert found.digest == record.digest
 
 
 @pytest.fixture

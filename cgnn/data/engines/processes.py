@@ -16,7 +16,7 @@ from typing import Any
 from cgnn.data.engines.crew import Answer, Job, Task
 from cgnn.errors import WorkerError
 
-_STARTS = 3
+_STARTS = 8
 """So many workers in a row that die before they have begun mean that none ever will."""
 _ENDED = (EOFError, OSError)
 """What a connection raises whose other end has died."""

@@ -10,7 +10,7 @@ from typing import Any
 from cgnn.data.engines.crew import Answer, Job, Task
 from cgnn.errors import MissingPackageError, WorkerError
 
-_STARTS = 3
+_STARTS = 8
 """So many workers in a row that die without having finished anything else than their start mean that none will."""
 
 

@@ -11,6 +11,7 @@ ENDINGS = {
     ".ndjson": "jsonl",
     ".csv": "csv",
     ".parquet": "parquet",
+    ".graphs": "graphs",
 }
 _KINDS = {".cif": "cif", ".vasp": "poscar", ".poscar": "poscar", ".json": "json"}
 

@@ -12,6 +12,7 @@ from cgnn.data.reading.file_blocks import read_cgcnn, read_cif, read_folder, rea
 from cgnn.data.reading.file_names import file_format
 from cgnn.data.reading.json_blocks import read_json, read_jsonl
 from cgnn.data.reading.parquet_blocks import read_parquet
+from cgnn.data.store.rows import read_graphs
 from cgnn.errors import DataError
 
 Reader = Callable[[Path, Columns], Iterator[Block]]
@@ -29,6 +30,7 @@ READERS: dict[str, Reader] = {
     "cif": read_cif,
     "poscar": read_poscar,
     "parquet": read_parquet,
+    "graphs": read_graphs,
 }
 
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from cgnn.config import GraphConfig
 from cgnn.data.items import Block, Item, Record, SetAside, Value
-from cgnn.data.records import parse
 from cgnn.errors import CrystalError, DataError
 from cgnn.graph.build import GraphBuilder
 from cgnn.graph.fields import FIELDS, Arrays, validate
@@ -151,7 +150,7 @@ class Packer:
 
     def __call__(self, block: Block) -> PackedChunk:
         """Return the chunk."""
-        return pack(build_each(parse(block), GraphBuilder(self.settings)))
+        return pack(build_each(block.items(), GraphBuilder(self.settings)))
 
     def join(self, chunks: Sequence[PackedChunk]) -> PackedChunk:
         """Return the chunk of a block of the chunks of its parts: a resumed build counts blocks by their chunks."""

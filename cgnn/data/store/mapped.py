@@ -111,9 +111,9 @@ class GraphStore:
         material_id, source, values = json.loads(self._part("record", start, stop).tobytes())
         return material_id, source, values
 
-    def records(self) -> Iterator[Record]:
-        """Yield the crystals as they were read."""
-        for index in range(len(self)):
+    def records(self, first: int = 0, last: int | None = None) -> Iterator[Record]:
+        """Yield the crystals as they were read, all or those from ``first`` up to ``last``."""
+        for index in range(first, len(self) if last is None else last):
             graph = self.graph(index)
             material_id, source, values = self.record(index)
             crystal = Crystal(graph["z"].astype(np.int64), graph["pos"].copy(), graph["lattice"][0].copy())
