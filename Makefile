@@ -1,9 +1,10 @@
 # Set-up happens by itself: a machine needs Python 3.11 or newer, pip and make, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
+KERNELS := $(wildcard cgnn/kernels/*.c)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow lint format notebooks data constraints clean
+.PHONY: demo test test-slow bench format notebooks data constraints clean
 
 demo: .venv/.demo          ## train on the embedded crystals, predict, write pictures into runs/demo
 	rm -rf runs/demo
@@ -18,6 +19,10 @@ test: .venv/.dev           ## what CI runs: lint, types, tests, notebooks
 
 test-slow: .venv/.dev      ## the long ones: kill and resume at random, large mutations, memory at 100,000 crystals
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not network"
+
+bench: .venv/.dev          ## every benchmark, then the tables and the figure of benchmarks/README.md
+	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --readme
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
@@ -41,10 +46,10 @@ clean:
 	$(PIP) --constraint constraints.txt torch
 	touch $@
 
-.venv/.demo: .venv/.torch pyproject.toml
+.venv/.demo: .venv/.torch pyproject.toml setup.py $(KERNELS)
 	$(PIP) --constraint constraints.txt --editable ".[demo]"
 	touch $@
 
-.venv/.dev: .venv/.torch pyproject.toml
+.venv/.dev: .venv/.torch pyproject.toml setup.py $(KERNELS)
 	$(PIP) --constraint constraints.txt --editable ".[dev]"
 	touch $@ .venv/.demo

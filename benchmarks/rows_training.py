@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import baselines
 import inputs
@@ -39,6 +41,41 @@ def training_gpu(quick: bool) -> Ratio | str:
         return "no GPU at hand"
     work = f"one training epoch on {torch.cuda.get_device_name()}, width 64, depth 3, batch 1,024"
     return _compared(quick, "cuda", 1024, work, 10, "")
+
+
+def training_torch(quick: bool) -> Ratio:
+    """Measure what the compiled kernel gains: our epoch by torch's operations alone against the usual one."""
+    return _other_way(quick, {}, "our own network by torch's operations alone")
+
+
+def training_bf16(quick: bool) -> Ratio:
+    """Measure the same with bfloat16 where torch finds it safe (`train.precision`)."""
+    return _other_way(quick, {"precision": "bf16-mixed"}, "the same in bfloat16 (`train.precision: bf16-mixed`)")
+
+
+def training_compiled(quick: bool) -> Ratio:
+    """Measure the same with torch's compiler (`train.compile`); the first epoch, which compiles, does not count."""
+    return _other_way(quick, {"compile": True}, "the same by torch's compiler (`train.compile: true`), compiled before")
+
+
+def _other_way(quick: bool, options: dict[str, Any], against: str) -> Ratio:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        config = _settings(quick, "cpu", 256, folder)
+        other = config.model_copy(update={"train": config.train.model_copy(update=options)})
+        dataset = CrystalDataset(prepare(config.data, config.graph), config.targets)
+        indices = np.arange(len(dataset))[: 64 if quick else None]
+        times = alternate(
+            lambda: _without_kernel(lambda: _ours(other, dataset, indices, Path(folder))),
+            lambda: _ours(config, dataset, indices, Path(folder)),
+            2 if quick else 3,
+        )
+    return compare(WORK, against, "s per epoch", times, (1, 1), None)
+
+
+def _without_kernel(measure: Callable[[], float]) -> float:
+    with mock.patch("cgnn.model.network.kernel", return_value=None):
+        return measure()
 
 
 def _on_cpu(quick: bool, flush: bool, work: str, floor: float, note: str) -> Ratio:

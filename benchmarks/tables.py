@@ -35,15 +35,34 @@ def number(value: float) -> str:
 
 
 def write_readme(results: Results, folder: Path) -> None:
-    """Write the tables between the two markers of README.md, and the figure."""
-    path = folder / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n\n{tables(results)}\n\n{END}{after}", encoding="utf-8")
+    """Write the tables between the two markers of README.md here and in the folder above, and the figure."""
+    _replace(folder / "README.md", BEGIN, END, tables(results))
+    begin, end = (marker.replace("from ", "from benchmarks/") for marker in (BEGIN, END))
+    _replace(folder.parent / "README.md", begin, end, summary(results))
     growth = [row for row in results.values() if row["kind"] == "growth"]
     if growth:
         draw(growth, folder / FIGURE)
+
+
+def _replace(path: Path, begin: str, end: str, content: str) -> None:
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}", encoding="utf-8")
+
+
+def summary(results: Results) -> str:
+    """Return the results for which something had to be reached as a short Markdown table."""
+    rows = [(name, row) for name, row in results.items() if row.get("floor")]
+    table = _table(
+        ["work", "against", "faster", "command"],
+        (
+            [row["work"], row["against"], f"**{number(row['ratio'])} x**", f"`python benchmarks/run.py {name}`"]
+            for name, row in rows
+        ),
+    )
+    seconds = [line(row) + " (`python benchmarks/run.py " + name + "`)" for name, row in results.items()
+               if row["kind"] == "seconds"]  # fmt: skip
+    return "\n\n".join([table, *(f"{text}." for text in seconds)])
 
 
 def tables(results: Results) -> str:

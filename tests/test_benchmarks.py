@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 RUN = ROOT / "benchmarks" / "run.py"
 RATIOS = {
     "cif": 60, "cif_symmetry": None, "cif_default": None, "structure": 40, "training": 6, "training_flushed": 1.5,
+    "training_torch": None, "training_bf16": None,
     "predict": 50, "predict_default": None, "predict_two_workers": None, "open": 1000, "open_read": None,
 }  # fmt: skip
 """Name -> what must be reached (issue 3)."""
@@ -57,6 +58,12 @@ def test_growth_with_atoms(results):
 
 
 @pytest.mark.slow
+def test_torchs_compiler(tmp_path):
+    row = quick(tmp_path, "training_compiled")["training_compiled"]
+    assert row["ratio"] == pytest.approx(row["baseline"] / row["ours"], rel=1e-12)
+
+
+@pytest.mark.slow
 def test_growth_with_crystals(many):
     check_growth(many["growth_crystals"], ("prepare", "open", "predict"))
     assert set(many["growth_crystals"]["memory"]) == {"prepare", "open", "predict"}
@@ -82,28 +89,35 @@ def test_readme_is_written_from_the_results(results, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(RUN.parent))
     import tables
 
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
-    tables.write_readme(results, tmp_path)
-    text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    for name in RATIOS:
-        assert f"`{name}`" in text
-        assert f"**{tables.number(results[name]['ratio'])}**" in text
-    assert (tmp_path / tables.FIGURE).stat().st_size > 10_000
-    tables.write_readme(results, tmp_path)
-    assert readme.read_text() == text
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    readmes = [folder / "README.md", tmp_path / "README.md"]
+    for readme, place in zip(readmes, ("from ", "from benchmarks/"), strict=True):
+        begin, end = (marker.replace("from ", place) for marker in (tables.BEGIN, tables.END))
+        readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    tables.write_readme(results, folder)
+    texts = [readme.read_text() for readme in readmes]
+    for text in texts:
+        assert text.startswith("before\n")
+        assert text.endswith("after\n")
+        assert "old" not in text
+    for name, floor in RATIOS.items():
+        assert f"`{name}`" in texts[0]
+        ratio = f"**{tables.number(results[name]['ratio'])}"
+        assert ratio in texts[0]
+        assert (f"benchmarks/run.py {name}`" in texts[1]) == (floor is not None)
+    assert (folder / tables.FIGURE).stat().st_size > 10_000
+    tables.write_readme(results, folder)
+    assert [readme.read_text() for readme in readmes] == texts
 
 
-def test_readme_in_the_tree_is_that_of_its_results(tmp_path, monkeypatch):
+def test_readmes_in_the_tree_are_those_of_their_results(monkeypatch):
     monkeypatch.syspath_prepend(str(RUN.parent))
     import tables
 
-    stored = RUN.parent / "results.json"
-    text = (RUN.parent / "README.md").read_text()
-    assert tables.tables(json.loads(stored.read_text())) in text
+    stored = json.loads((RUN.parent / "results.json").read_text())
+    assert tables.tables(stored) in (RUN.parent / "README.md").read_text()
+    assert tables.summary(stored) in (ROOT / "README.md").read_text()
 
 
 def test_numbers_for_people(monkeypatch):

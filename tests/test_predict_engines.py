@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import signal
@@ -11,11 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from cgnn.data.engines import ENGINES
 from cgnn.data.records import Record, blocks, read, without_duplicates
 from cgnn.predict import Predictor
+from cgnn.predict.forward import Network
+from cgnn.predict.predictions import joined
 
 ENGINE_NAMES = sorted(set(ENGINES) - {"serial"})
 COPIES = 12
@@ -83,6 +89,40 @@ def test_all_engines_write_the_same(
     predictor.write(blocks(crystals), tmp_path / "p.csv", available(engine), 2, done.append)
     assert written(tmp_path) == expected
     assert sum(done) == sum(1 for _ in read(crystals))
+
+
+def test_workers_may_build_graphs_alone(
+    predictor: Predictor, crystals: Path, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a GPU: graphs come from the workers and are joined for the network, which runs here."""
+    twin = Predictor(predictor.model, predictor.info, "cpu")
+    monkeypatch.setattr(twin, "device", Elsewhere())
+    monkeypatch.setattr("cgnn.predict.predictor.EDGES_ON_DEVICE", 100_000)
+    monkeypatch.setattr("cgnn.predict.predictor.Network", lambda model, elements, device: Network(model, elements))
+    twin.write(blocks(crystals), tmp_path / "p.csv", "processes", 2)
+    found, known = (pd.read_csv(io.BytesIO(files["p.csv"])) for files in (written(tmp_path), expected))
+    assert found["material_id"].tolist() == known["material_id"].tolist()
+    for name in twin.units:
+        np.testing.assert_allclose(found[name], known[name], rtol=1e-5)
+    assert written(tmp_path)["p.set_aside.csv"] == expected["p.set_aside.csv"]
+
+
+class Elsewhere:
+    """A device that is not the processor."""
+
+    type = "elsewhere"
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same(trained: Path, predictor: Predictor, crystals: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    expected = joined(predictor.stream(blocks(crystals)), predictor.units)
+    found = joined(Predictor.load(trained, "cuda").stream(blocks(crystals), "processes", 2), predictor.units)
+    assert found.ids == expected.ids
+    assert found.set_aside == expected.set_aside
+    for name in predictor.units:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4)
 
 
 def test_evaluation_is_the_same(predictor: Predictor, crystals: Path) -> None:

@@ -129,6 +129,7 @@ def _has_close_pair(fractions: NDArray[np.float64]) -> bool:
 
         wrapped = np.where(fractions < 1, fractions, 0.0)
         return bool(len(cKDTree(wrapped, boxsize=1.0).query_pairs(reach, p=np.inf, output_type="ndarray")))
-    apart = fractions[:, None] - fractions
+    columns = np.ascontiguousarray(fractions.T)
+    apart = columns[:, :, None] - columns[:, None]
     apart -= np.rint(apart)
-    return int(np.count_nonzero(np.abs(apart, out=apart).max(axis=2) < reach)) > len(fractions)
+    return int(np.count_nonzero(np.abs(apart, out=apart).max(axis=0) < reach)) > len(fractions)
