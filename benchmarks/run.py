@@ -1,6 +1,6 @@
 """Measures `cgnn` against the usual ways of doing the same work, and how its cost grows.
 
-python benchmarks/run.py                    # all, which takes an hour
+python benchmarks/run.py                    # all, which takes half an hour
 python benchmarks/run.py cif structure      # some
 python benchmarks/run.py --quick --output /tmp/results.json
 python benchmarks/run.py --readme           # rewrites the tables of README.md and the figure from results.json
