@@ -73,7 +73,8 @@ def test_the_commands_and_examples_run_as_they_stand(place: Path, capsys: pytest
             with pytest.raises(SystemExit, match=r"^0$"):
                 main(words)
             said.append(words[0])
-    assert said == ["train", "evaluate", "predict", "info", "train", "cv"]
+    last = ["prepare", "train", "predict", "profile", "cv"]
+    assert said == ["train", "evaluate", "predict", "info", "train", *last]
     shown = capsys.readouterr().out
     assert re.search(r"material_id +bulk_modulus +shear_modulus +flags\s+0 +crystal-0 +\d", shown)
     assert (place / "predictions.csv").is_file()
