@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 class Crystal:
     """Atoms in a periodic cell, checked where they were read.
 
-    A thousand of these cost what one pymatgen ``Structure`` costs; `to_structure` gives one where it is wanted.
+    It costs far less to make and to send than a pymatgen ``Structure``, which `to_structure` gives where it is wanted.
 
     Args:
         z: Atomic numbers (N,), int64.

@@ -323,7 +323,7 @@ static int64_t share(const Edges *in, int64_t thread, int64_t threads) {
     return low;
 }
 
-/* Denormals flushed to zero while an object of this lives: products of small weights would crawl. */
+/* Flush denormals to zero in this thread, for products of small weights would crawl; returns what to restore. */
 static unsigned flush_denormals(void) {
 #if defined(__SSE__)
     unsigned before = _mm_getcsr();

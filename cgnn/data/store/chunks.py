@@ -157,15 +157,6 @@ class Packer:
         return join(chunks)
 
 
-def build_graphs(stream: Iterable[Item], builder: GraphBuilder) -> Iterator[tuple[Item, Arrays]]:
-    """Yield each record with its graph; a crystal that can't become one is set aside with the reason."""
-    for item, graph in build_each(stream, builder):
-        if isinstance(item, Record) and isinstance(graph, CrystalError):
-            yield _without_graph(item, graph), {}
-        elif not isinstance(graph, CrystalError):
-            yield item, graph
-
-
 def pack(built: Iterable[Built]) -> PackedChunk:
     """Return the chunk of some items, such as `build_each` gives of a block.
 
