@@ -18,6 +18,7 @@ from cgnn.data.records import Item, SetAside, blocks, from_structures
 from cgnn.data.repeats import Repeats
 from cgnn.data.tables import TableWriter, write_set_aside
 from cgnn.errors import CheckpointError, ConfigError, DataError
+from cgnn.graph.build import GraphBuilder
 from cgnn.model import CrystalGNN
 from cgnn.predict.forward import Building, Forward, Graphs, Labels, Network, Piece
 from cgnn.predict.predictions import Evaluation, Predictions, joined
@@ -54,6 +55,7 @@ class Predictor:
         self.info = info
         self.device = _device(device)
         self.model = model.to(self.device).eval()
+        self.builder = GraphBuilder(info.config.graph)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Predictor:
