@@ -104,6 +104,10 @@ class ModelConfig(_Strict):
     residual: bool = True
     pooling: str = "mean"
     """An entry of ``cgnn.model.network.POOLINGS``."""
+    descriptors: tuple[str, ...] = ()
+    """Entries of ``cgnn.model.descriptors.DESCRIPTORS``: features of whole crystals beside the pooled ones."""
+    spread: bool = False
+    """Heads of regression targets also learn how large their errors are, crystal by crystal."""
     head_width: int = Field(default=128, ge=1)
     head_depth: int = Field(default=1, ge=0)
     """Hidden layers of a head."""
@@ -157,6 +161,8 @@ class Config(_Strict):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two targets share the name {twice[0]!r}")
+        if self.model.spread and self.train.loss == "huber":
+            raise ValueError("model.spread needs train.loss 'mae' or 'mse', the likelihoods of a known distribution")
         return self
 
 

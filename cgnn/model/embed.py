@@ -111,6 +111,14 @@ def properties() -> Table:
     return _by_atomic_number(np.hstack([scaled, gaps]))
 
 
+@cache
+def atomic_volumes() -> Table:
+    """Return the volume of an atom in the pure element (119,), Å³, from its molar volume; 20 where that is unknown."""
+    with _Quiet():
+        molar = np.array([_number(element, "molar_volume", False) for element in _elements()])
+    return _by_atomic_number(np.where(np.isfinite(molar), 1.66054 * molar, 20.0)[:, None])[:, 0]
+
+
 def _digits(value: float, low: float, high: float, count: int) -> list[float]:
     """Return a one-hot of ``count`` equal bins from low to high; outer values take the outer bins."""
     digits = [0.0] * count

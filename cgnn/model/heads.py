@@ -24,6 +24,12 @@ LOSSES: dict[str, Loss] = {
 }
 """Losses per label on the scaled values, for regression."""
 
+LIKELIHOODS: dict[str, Loss] = {
+    "mae": lambda error, scale: error.abs() / scale + scale.log(),
+    "mse": lambda error, scale: (error / scale) ** 2 / 2 + scale.log(),
+}
+"""Loss -> negative log likelihood (Laplace, Gauss) of error and scale, of which it is the case of constant scale."""
+
 
 class Head(nn.Module):
     """From pooled (or, for an atom-level target, atom) features to one target.
@@ -53,7 +59,7 @@ class Head(nn.Module):
     def fit_scaling(self, labels: NDArray[np.float64]) -> None:
         """Take the scaling from training labels (physical units, ``nan`` = unknown)."""
 
-    def losses(self, raw: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+    def losses(self, raw: Tensor, labels: Tensor, loss: str) -> Tensor:
         """Return the loss of each label (n,); all labels known, physical units or class numbers."""
         raise NotImplementedError
 
@@ -61,18 +67,34 @@ class Head(nn.Module):
         """Return predictions in physical units, or probabilities, of raw outputs."""
         raise NotImplementedError
 
+    def learned(self, raw: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return value and scale of the error (n,) on the learned scale of raw outputs; None for classes.
+
+        The scale is zero where the head does not learn it.
+        """
+        return None
+
     def columns(self, decoded: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
         """Return decoded predictions as named columns of a table (n,); the first has the target's name."""
         return {self.target.name: decoded}
 
 
 class Regression(Head):
-    """One number; ``decode(raw) = inverse(mean + std raw)`` in the target's unit, shape (n,)."""
+    r"""One number; ``decode(raw) = inverse(mean + std raw)`` in the target's unit, shape (n,).
+
+    With ``spread`` a second output :math:`r` gives the scale :math:`b = \mathrm{softplus}(r) + 0.01` of the errors,
+    and the loss becomes the likelihood of `LIKELIHOODS`, weighted by :math:`b` (held fixed): crystals with noisy
+    labels then count less for the spread, but not for the value.
+
+    Source: Seitzer et al., ICLR 2022, arXiv:2203.09168 (the weight, their beta = 1 for a Laplace distribution).
+    """
 
     mean: Tensor
     std: Tensor
+    _SMALLEST = 0.01
 
     def __init__(self, target: Target, config: ModelConfig) -> None:
+        self.outputs = 2 if config.spread else 1
         super().__init__(target, config)
         self.register_buffer("mean", torch.zeros(1))
         self.register_buffer("std", torch.ones(1))
@@ -84,21 +106,35 @@ class Regression(Head):
         self.mean.fill_(mean)
         self.std.fill_(spread if spread > 1e-12 * abs(mean) else 1.0)  # below, equal labels but for rounding
 
-    def losses(self, raw: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+    def losses(self, raw: Tensor, labels: Tensor, loss: str) -> Tensor:
         """Return the loss between raw outputs and scaled labels, each (n,)."""
         learned = TRANSFORMS[self.target.transform].forward(labels)
-        return loss(raw[:, 0], ((learned - self.mean) / self.std).to(raw.dtype))
+        scaled = ((learned - self.mean) / self.std).to(raw.dtype)
+        if self.outputs == 1:
+            return choose(LOSSES, loss, "loss")(raw[:, 0], scaled)
+        likelihood = choose(LIKELIHOODS, loss, "loss")
+        scale = self._scale(raw)
+        return likelihood(raw[:, 0] - scaled, scale) * scale.detach()
+
+    def _scale(self, raw: Tensor) -> Tensor:
+        return functional.softplus(raw[:, 1]) + self._SMALLEST
 
     def decode(self, raw: Tensor) -> Tensor:
         """Return values in the target's unit (n,)."""
-        inverse = TRANSFORMS[self.target.transform].inverse
-        return inverse(self.mean.double() + self.std.double() * raw[:, 0].double())
+        return TRANSFORMS[self.target.transform].inverse(self.learned(raw)[0])
+
+    def learned(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Return value and scale of the error (n,) on the learned scale of raw outputs."""
+        value = self.mean.double() + self.std.double() * raw[:, 0].double()
+        if self.outputs == 1:
+            return value, torch.zeros_like(value)
+        return value, self.std.double() * self._scale(raw).double()
 
 
 class Binary(Head):
     """Probability of class 1, shape (n,)."""
 
-    def losses(self, raw: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+    def losses(self, raw: Tensor, labels: Tensor, loss: str) -> Tensor:
         """Return the cross entropy of each label (n,)."""
         return functional.binary_cross_entropy_with_logits(raw[:, 0], labels.to(raw.dtype), reduction="none")
 
@@ -114,7 +150,7 @@ class Multiclass(Head):
         self.outputs = len(target.classes)
         super().__init__(target, config)
 
-    def losses(self, raw: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+    def losses(self, raw: Tensor, labels: Tensor, loss: str) -> Tensor:
         """Return the cross entropy of each label (n,)."""
         return functional.cross_entropy(raw, labels.long(), reduction="none")
 

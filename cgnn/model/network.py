@@ -16,9 +16,10 @@ from cgnn.config import ModelConfig
 from cgnn.errors import choose
 from cgnn.graph.fields import distances
 from cgnn.model.conv import Edges, GatedConv
+from cgnn.model.descriptors import CrystalDescriptors
 from cgnn.model.embed import ElementEmbedding, GaussianBasis, envelope
 from cgnn.model.gate import EdgePlan, kernel
-from cgnn.model.heads import HEADS, LOSSES, Head
+from cgnn.model.heads import HEADS, Head
 from cgnn.targets import Target
 
 
@@ -93,6 +94,9 @@ class CrystalGNN(nn.Module):
             for _ in range(config.depth)
         )
         self.pool = choose(POOLINGS, config.pooling, "pooling")(config.width)
+        self.descriptors = (
+            CrystalDescriptors(config.descriptors, config.width, config.dropout) if config.descriptors else None
+        )
         self.heads = nn.ModuleDict(
             # keyed by field: a module can't hold one called "type" or "values"
             {target.field: choose(HEADS, target.task, "task")(target, config) for target in targets}
@@ -135,10 +139,16 @@ class CrystalGNN(nn.Module):
             graph: Batch of crystals with the fields of ``CONVENTIONS.md``, ``batch`` and ``num_graphs``.
         """
         h = self.atom_features(graph)
-        pooled = self.pool(h, graph.batch, graph.num_graphs)
+        crystals = self.crystal_features(h, graph)
         return {
-            target.name: self.heads[target.field](pooled if target.level == "crystal" else h) for target in self.targets
+            target.name: self.heads[target.field](crystals if target.level == "crystal" else h)
+            for target in self.targets
         }
+
+    def crystal_features(self, h: Tensor, graph: Any) -> Tensor:
+        """Return the features of crystals (B, F) that their heads see, of atom features (N, F)."""
+        pooled = self.pool(h, graph.batch, graph.num_graphs)
+        return pooled + self.descriptors(graph) if self.descriptors is not None else pooled
 
     def folded(self) -> CrystalGNN:
         """Return a copy for prediction with the pair normalisations taken into the weights: less work, same numbers."""
@@ -158,14 +168,13 @@ class CrystalGNN(nn.Module):
 
     def loss(self, raw: dict[str, Tensor], graph: Any, loss: str) -> Tensor:
         """Return the loss: for each target the mean over its known labels, weighted and summed."""
-        function = choose(LOSSES, loss, "loss")
         total = torch.zeros((), device=graph.z.device)
         for target in self.targets:
             labels = graph[target.field]
             known = torch.isfinite(labels)
             # Unknown labels are masked, not cut out: a mask needs no word from the device, and every weight gets a
             # gradient, for which processes that train together wait.
-            losses = self.head(target.name).losses(raw[target.name], torch.where(known, labels, 1.0), function)
+            losses = self.head(target.name).losses(raw[target.name], torch.where(known, labels, 1.0), loss)
             mean = torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
             total = total + target.weight * mean
         return total

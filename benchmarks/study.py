@@ -1,0 +1,124 @@
+"""Trains the rows of a study: one change to a recipe each, over several seeds and splits.
+
+python benchmarks/study.py recipes                      # all rows that are not in recipes.jsonl yet
+python benchmarks/study.py recipes width-128 silu       # some
+python benchmarks/study.py recipes --table              # writes the table into docs/recipes.md
+
+A study is ``benchmarks/studies/NAME.yaml``: a base configuration, seeds, and overrides by row. Each finished run is
+one line of ``NAME.jsonl`` beside it, so a study that was interrupted goes on where it stopped. A seed draws the split,
+the weights and the order of the crystals. The same run by hand: the command that ``--table`` writes beside its row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).parents[1]
+STUDIES = Path(__file__).parent / "studies"
+DATA = Path(os.environ.get("CGNN_TEST_DATA", ROOT.parent / "shared" / "data"))
+BEGIN, END = "<!-- study {name}: begin -->", "<!-- study {name}: end -->"
+
+
+def overrides(study: dict[str, Any], row: str, seed: int) -> list[str]:
+    """Return what a run changes of the base configuration."""
+    seeds = [f"data.split.seed={seed}", f"train.seed={seed}"]
+    return [f"data.path={DATA / study['data']}", *study.get("common", []), *study["rows"][row], *seeds]
+
+
+def run(study: dict[str, Any], row: str, seed: int, threads: int) -> dict[str, Any]:
+    """Train one row with one seed and return its line."""
+    import torch
+
+    from cgnn.config import load
+    from cgnn.train import train
+
+    torch.set_num_threads(threads)
+    config = load(ROOT / study["config"], [*overrides(study, row, seed), f"train.threads={threads}"])
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        result = train(config, Path(folder) / "run")
+    part = "test" if "test" in result.metrics else "val"
+    scores = {
+        target.name: result.metrics[part][target.name][study["scores"][target.name]] for target in config.targets
+    }
+    seconds = sum(epoch["seconds"] for epoch in result.history)
+    whole = round(time.perf_counter() - started, 1)
+    line = {"row": row, "seed": seed, "part": part, **{name: round(value, 5) for name, value in scores.items()}}
+    return line | {"epochs": len(result.history), "seconds": round(seconds, 1), "whole": whole, "threads": threads}
+
+
+def finished(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a study that are there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run_all(name: str, study: dict[str, Any], wanted: list[str], workers: int) -> None:
+    """Train what is missing, several runs side by side with one thread each."""
+    path = STUDIES / f"{name}.jsonl"
+    there = {(line["row"], line["seed"]) for line in finished(path)}
+    rows = wanted or list(study["rows"])
+    jobs = [(row, seed) for seed in study["seeds"] for row in rows if (row, seed) not in there]
+    with ProcessPoolExecutor(workers) as pool:
+        futures = [pool.submit(run, study, row, seed, 1) for row, seed in jobs]
+        for future in as_completed(futures):
+            line = future.result()
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+
+
+def table(name: str, study: dict[str, Any]) -> str:
+    """Return the study as a Markdown table, mean and spread over its seeds."""
+    lines = finished(STUDIES / f"{name}.jsonl")
+    targets = list(study["scores"])
+    head = ["row", *(f"{target.replace('_', ' ')} ({study['scores'][target]})" for target in targets)]
+    out = [[*head, "runs", "minutes", "changes (`-o`)"]]
+    for row, changes in study["rows"].items():
+        mine = [line for line in lines if line["row"] == row]
+        if not mine:
+            continue
+        values = [[line[target] for line in mine] for target in targets]
+        cells = [f"{np.mean(v):.4f} ± {np.std(v, ddof=1) if len(v) > 1 else 0:.4f}" for v in values]
+        minutes = np.mean([line["seconds"] for line in mine]) / 60
+        shown = " ".join(f"`{change}`" for change in changes) or "none"
+        out.append([row, *cells, str(len(mine)), f"{minutes:.1f}", shown])
+    out.insert(1, ["---"] * len(out[0]))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in out)
+
+
+def write_table(name: str, study: dict[str, Any]) -> None:
+    """Write the table between the markers of the document that the study names."""
+    path = ROOT / study["document"]
+    begin, end = BEGIN.format(name=name), END.format(name=name)
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{begin}\n\n{table(name, study)}\n\n{end}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Run a study or write its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help="name of a file in benchmarks/studies")
+    parser.add_argument("rows", nargs="*", help="rows to run; all by default")
+    parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
+    parser.add_argument("--table", action="store_true", help="write the table instead")
+    arguments = parser.parse_args()
+    study = yaml.safe_load((STUDIES / f"{arguments.study}.yaml").read_text())
+    if arguments.table:
+        write_table(arguments.study, study)
+    else:
+        run_all(arguments.study, study, arguments.rows, arguments.workers)
+
+
+if __name__ == "__main__":
+    main()
