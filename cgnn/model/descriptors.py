@@ -52,7 +52,7 @@ class Volume(Descriptor):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("elemental", torch.as_tensor(atomic_volumes()))
+        self.register_buffer("elemental", torch.as_tensor(atomic_volumes(), dtype=torch.float32))
 
     def forward(self, graph: Any) -> Tensor:
         """Return the two features (B, 2)."""

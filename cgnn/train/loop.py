@@ -23,6 +23,7 @@ from cgnn.model import CrystalGNN
 from cgnn.model.network import raw_outputs
 from cgnn.train.checkpoint import MODEL_FILE, ModelInfo, load_model, save_model
 from cgnn.train.engine import Stop, deferred_signals, engine, reproducible, seed, tensorboard
+from cgnn.train.method import Method, Step
 from cgnn.train.metrics import Baseline, evaluate
 from cgnn.train.state import Progress, State, data_key
 
@@ -67,6 +68,7 @@ def fit(
     folder: str | Path,
     resume: bool = False,
     report: Callable[[dict[str, float]], None] | None = None,
+    method: Method | None = None,
 ) -> Fitted:
     """Fit a network and leave ``history.jsonl``, ``last/`` and ``best/`` in a folder.
 
@@ -80,6 +82,7 @@ def fit(
         folder: Run folder.
         resume: Go on from ``last/`` where there is one.
         report: Called with each epoch's row of the history.
+        method: What a way of learning changes; by default nothing.
 
     Raises:
         NumericsError: The loss or a gradient became NaN or infinite; names the crystals of the batch.
@@ -87,7 +90,7 @@ def fit(
         Stopped: SIGINT or SIGTERM arrived; the state was saved.
     """
     with reproducible(config.train), deferred_signals() as stop:
-        session = _Session(config, dataset, parts, Path(folder), stop)
+        session = _Session(config, dataset, parts, Path(folder), stop, method or Method())
         if resume:
             session.progress = session.state.restore(session.folder)
         session.run(report)
@@ -96,10 +99,16 @@ def fit(
 
 class _Session:
     def __init__(
-        self, config: Config, dataset: CrystalDataset, parts: dict[str, Indices], folder: Path, stop: Stop
+        self,
+        config: Config,
+        dataset: CrystalDataset,
+        parts: dict[str, Indices],
+        folder: Path,
+        stop: Stop,
+        method: Method,
     ) -> None:
         self.config, self.dataset, self.parts, self.folder, self.stop = config, dataset, parts, folder, stop
-        self.settings = config.train
+        self.settings, self.method = config.train, method
         self.fabric = engine(self.settings)
         dataset.to(self.fabric.device)
         self.progress = Progress()
@@ -109,14 +118,17 @@ class _Session:
         self.model = CrystalGNN(config.model, config.targets)
         for target in config.targets:
             self.model.head(target.name).fit_scaling(dataset.label(target, parts["train"]))
-        self.optimizer = _optimizer(self.model, self.settings)
+        method.begin(self.model)
+        extra = method.extra()
+        self.optimizer = _optimizer(self.model, extra, self.settings, method)
         network = torch.compile(self.model, dynamic=True) if self.settings.compile else self.model
         self.wrapped, self.optimizer = self.fabric.setup(network, self.optimizer)
-        self.parameters = list(self.model.parameters())
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.ema = AveragedModel(self.model, use_buffers=True) if self.settings.ema else None
         self.average = _Average(self.ema, self.model, self.settings.ema) if self.ema is not None else None
         modules: dict[str, nn.Module] = {"model": self.model} | ({"ema": self.ema} if self.ema is not None else {})
-        self.state = State(modules, self.optimizer, config, data_key(dataset, parts))
+        modules |= {"method": extra.to(self.fabric.device)} if extra is not None else {}
+        self.state = State(modules, self.optimizer, config, data_key(dataset, parts, method.key))
         self.baselines = {
             target.name: Baseline.fit(target, dataset.label(target, parts["train"])) for target in config.targets
         }
@@ -136,7 +148,7 @@ class _Session:
                 report(row)
 
     def _epoch(self) -> None:
-        self.wrapped.train()
+        self.method.set_training(self.model)
         order = _order(self.parts["train"], self.settings.seed, self.progress.epoch)
         while self.progress.step < self.steps:
             if self.stop.number:
@@ -151,12 +163,13 @@ class _Session:
 
     def _step(self, indices: Indices) -> None:
         done = self.progress.epoch * self.steps + self.progress.step
-        rate = self.settings.learning_rate * self._schedule(done / (self.settings.epochs * self.steps))
+        share = done / (self.settings.epochs * self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.settings.learning_rate * self._schedule(share) * group["factor"]
         seed(self.settings.seed, "step", self.progress.epoch, self.progress.step, self.fabric.global_rank)
         batch = self.dataset.batch(self._share(indices)).to(self.fabric.device)
-        loss = self.model.loss(self.wrapped(batch), batch, self.settings.loss)
+        averaged = self.evaluated if self.ema is not None else None
+        loss = self.method.loss(Step(self.model, self.wrapped, averaged, batch, self.settings, share))
         self.fabric.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
         found = torch.stack([loss.detach(), norm]).tolist()  # the one time in a step that the device is waited for
@@ -310,12 +323,24 @@ def _order(indices: Indices, seed: int, epoch: int) -> Indices:
     return np.random.default_rng([seed, epoch]).permutation(indices)
 
 
-def _optimizer(model: CrystalGNN, settings: TrainConfig) -> torch.optim.Optimizer:
-    """Return AdamW with weight decay on matrices only, not on biases and normalisations."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    free = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+def _optimizer(
+    model: CrystalGNN, extra: nn.Module | None, settings: TrainConfig, method: Method
+) -> torch.optim.Optimizer:
+    """Return AdamW with weight decay on matrices only, not on biases and normalisations; rates by the method."""
+    named = [(parameter, method.rate(name)) for name, parameter in model.named_parameters()]
+    named += [(parameter, 1.0) for parameter in extra.parameters()] if extra is not None else []
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter, factor in named:
+        parameter.requires_grad_(factor > 0)
+        if factor > 0:
+            groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+    # the order of groups names the optimizer's state in a checkpoint: matrices first, as it always was
+    ordered = sorted(groups.items(), key=lambda item: (-item[0][0], not item[0][1]))
+    return torch.optim.AdamW(
+        [
+            {"params": params, "weight_decay": settings.weight_decay if is_matrix else 0.0, "factor": factor}
+            for (factor, is_matrix), params in ordered
+        ],
+        lr=settings.learning_rate,
+        fused=True,
+    )

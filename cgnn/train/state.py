@@ -122,9 +122,9 @@ class State:
             )
 
 
-def data_key(dataset: CrystalDataset, parts: dict[str, NDArray[Any]]) -> str:
-    """Return a key of the graphs, the labels and the parts trained and validated on."""
-    digest = hashlib.sha256(dataset.store.key.encode())
+def data_key(dataset: CrystalDataset, parts: dict[str, NDArray[Any]], method: str = "") -> str:
+    """Return a key of the graphs, the labels, the parts trained and validated on, and the way of learning."""
+    digest = hashlib.sha256(f"{dataset.store.key}{method}".encode())
     for name in ("train", "val"):
         digest.update("\n".join([name, *(dataset.ids[index] for index in parts[name])]).encode())
         for target in dataset.targets:

@@ -1,0 +1,59 @@
+"""What a way of learning may change in `cgnn.train.loop.fit`: the start, the rates, the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from cgnn.config import TrainConfig
+from cgnn.model import CrystalGNN
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the loss of one step is made from.
+
+    Args:
+        model: The network.
+        forward: Calls it on a batch as the engine wants it called (precision, several devices).
+        averaged: Its copy with averaged weights, where there is one (``train.ema``).
+        batch: Crystals with labels.
+        settings: How the network is fitted.
+        done: Share of all steps that lie behind.
+    """
+
+    model: CrystalGNN
+    forward: Callable[[Any], dict[str, Tensor]]
+    averaged: CrystalGNN | None
+    batch: Any
+    settings: TrainConfig
+    done: float
+
+
+class Method:
+    """A way of learning. This one is the plain way: nothing changed."""
+
+    key: str = ""
+    """Tells one method with its settings from another: a state is only taken up by the same."""
+
+    def begin(self, model: CrystalGNN) -> None:
+        """Change a fresh network before the first step, its weights for example."""
+
+    def extra(self) -> nn.Module | None:
+        """Return what is trained beside the network and thrown away at the end."""
+        return None
+
+    def rate(self, name: str) -> float:
+        """Return the factor on the learning rate of a parameter of the network; 0 keeps it as it is."""
+        return 1.0
+
+    def set_training(self, model: CrystalGNN) -> None:
+        """Put a network into training mode."""
+        model.train()
+
+    def loss(self, step: Step) -> Tensor:
+        """Return the loss of a step."""
+        return step.model.loss(step.forward(step.batch), step.batch, step.settings.loss)
