@@ -161,8 +161,6 @@ class Config(_Strict):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two targets share the name {twice[0]!r}")
-        if self.model.spread and self.train.loss == "huber":
-            raise ValueError("model.spread needs train.loss 'mae' or 'mse', the likelihoods of a known distribution")
         return self
 
 

@@ -24,12 +24,6 @@ LOSSES: dict[str, Loss] = {
 }
 """Losses per label on the scaled values, for regression."""
 
-LIKELIHOODS: dict[str, Loss] = {
-    "mae": lambda error, scale: error.abs() / scale + scale.log(),
-    "mse": lambda error, scale: (error / scale) ** 2 / 2 + scale.log(),
-}
-"""Loss -> negative log likelihood (Laplace, Gauss) of error and scale, of which it is the case of constant scale."""
-
 
 class Head(nn.Module):
     """From pooled (or, for an atom-level target, atom) features to one target.
@@ -44,13 +38,17 @@ class Head(nn.Module):
     def __init__(self, target: Target, config: ModelConfig) -> None:
         super().__init__()
         self.target = target
+        self.net = self._layers(config, self.outputs)
+
+    @staticmethod
+    def _layers(config: ModelConfig, outputs: int) -> nn.Sequential:
         layers: list[nn.Module] = [choose(ACTIVATIONS, config.activation, "activation")()]
         width = config.width
         for _ in range(config.head_depth):
             layers += [nn.Linear(width, config.head_width), ACTIVATIONS[config.activation]()]
             layers += [nn.Dropout(config.dropout)] if config.dropout else []
             width = config.head_width
-        self.net = nn.Sequential(*layers, nn.Linear(width, self.outputs))
+        return nn.Sequential(*layers, nn.Linear(width, outputs))
 
     def forward(self, h: Tensor) -> Tensor:
         """Return raw outputs (n, outputs) of features (n, F)."""
@@ -62,6 +60,10 @@ class Head(nn.Module):
     def losses(self, raw: Tensor, labels: Tensor, loss: str) -> Tensor:
         """Return the loss of each label (n,); all labels known, physical units or class numbers."""
         raise NotImplementedError
+
+    def scores(self, raw: Tensor, labels: Tensor, loss: str) -> Tensor:
+        """Return what tells a good epoch (n,): the loss of the predictions alone."""
+        return self.losses(raw, labels, loss)
 
     def decode(self, raw: Tensor) -> Tensor:
         """Return predictions in physical units, or probabilities, of raw outputs."""
@@ -82,11 +84,11 @@ class Head(nn.Module):
 class Regression(Head):
     r"""One number; ``decode(raw) = inverse(mean + std raw)`` in the target's unit, shape (n,).
 
-    With ``spread`` a second output :math:`r` gives the scale :math:`b = \mathrm{softplus}(r) + 0.01` of the errors,
-    and the loss becomes the likelihood of `LIKELIHOODS`, weighted by :math:`b` (held fixed): crystals with noisy
-    labels then count less for the spread, but not for the value.
+    With ``spread`` a second small network over the same features gives the scale :math:`b` of a crystal's error
+    :math:`r` by the likelihood of a Laplace distribution, :math:`|r| / b + \ln b`, weighted by :math:`b` (held
+    fixed). It learns beside the first without touching it: its gradient ends at the features.
 
-    Source: Seitzer et al., ICLR 2022, arXiv:2203.09168 (the weight, their beta = 1 for a Laplace distribution).
+    Source: the weight is the beta = 1 of Seitzer et al., ICLR 2022, arXiv:2203.09168.
     """
 
     mean: Tensor
@@ -94,10 +96,14 @@ class Regression(Head):
     _SMALLEST = 0.01
 
     def __init__(self, target: Target, config: ModelConfig) -> None:
-        self.outputs = 2 if config.spread else 1
         super().__init__(target, config)
+        self.spread = self._layers(config, 1) if config.spread else None
         self.register_buffer("mean", torch.zeros(1))
         self.register_buffer("std", torch.ones(1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return raw outputs (n, 1), or (n, 2) with the spread, of features (n, F)."""
+        return self.net(h) if self.spread is None else torch.cat([self.net(h), self.spread(h.detach())], dim=1)
 
     def fit_scaling(self, labels: NDArray[np.float64]) -> None:
         """Take mean and standard deviation of the known labels on the learned scale."""
@@ -108,13 +114,19 @@ class Regression(Head):
 
     def losses(self, raw: Tensor, labels: Tensor, loss: str) -> Tensor:
         """Return the loss between raw outputs and scaled labels, each (n,)."""
+        losses = self.scores(raw, labels, loss)
+        if self.spread is None:
+            return losses
+        error, scale = (raw[:, 0] - self._scaled(labels, raw)).detach().abs(), self._scale(raw)
+        return losses + scale.detach() * (error / scale + scale.log())
+
+    def scores(self, raw: Tensor, labels: Tensor, loss: str) -> Tensor:
+        """Return the loss of the values alone (n,)."""
+        return choose(LOSSES, loss, "loss")(raw[:, 0], self._scaled(labels, raw))
+
+    def _scaled(self, labels: Tensor, raw: Tensor) -> Tensor:
         learned = TRANSFORMS[self.target.transform].forward(labels)
-        scaled = ((learned - self.mean) / self.std).to(raw.dtype)
-        if self.outputs == 1:
-            return choose(LOSSES, loss, "loss")(raw[:, 0], scaled)
-        likelihood = choose(LIKELIHOODS, loss, "loss")
-        scale = self._scale(raw)
-        return likelihood(raw[:, 0] - scaled, scale) * scale.detach()
+        return ((learned - self.mean) / self.std).to(raw.dtype)
 
     def _scale(self, raw: Tensor) -> Tensor:
         return functional.softplus(raw[:, 1]) + self._SMALLEST
@@ -126,7 +138,7 @@ class Regression(Head):
     def learned(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and scale of the error (n,) on the learned scale of raw outputs."""
         value = self.mean.double() + self.std.double() * raw[:, 0].double()
-        if self.outputs == 1:
+        if self.spread is None:
             return value, torch.zeros_like(value)
         return value, self.std.double() * self._scale(raw).double()
 

@@ -168,14 +168,21 @@ class CrystalGNN(nn.Module):
 
     def loss(self, raw: dict[str, Tensor], graph: Any, loss: str) -> Tensor:
         """Return the loss: for each target the mean over its known labels, weighted and summed."""
+        return self._over_targets(graph, lambda head, labels: head.losses(raw[head.target.name], labels, loss))
+
+    def score(self, raw: dict[str, Tensor], graph: Any, loss: str) -> Tensor:
+        """Return what tells a good epoch: the loss of the predictions alone, summed likewise."""
+        return self._over_targets(graph, lambda head, labels: head.scores(raw[head.target.name], labels, loss))
+
+    def _over_targets(self, graph: Any, losses: Callable[[Head, Tensor], Tensor]) -> Tensor:
         total = torch.zeros((), device=graph.z.device)
         for target in self.targets:
             labels = graph[target.field]
             known = torch.isfinite(labels)
             # Unknown labels are masked, not cut out: a mask needs no word from the device, and every weight gets a
             # gradient, for which processes that train together wait.
-            losses = self.head(target.name).losses(raw[target.name], torch.where(known, labels, 1.0), loss)
-            mean = torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
+            each = losses(self.head(target.name), torch.where(known, labels, 1.0))
+            mean = torch.where(known, each, 0.0).sum() / known.sum().clamp(min=1)
             total = total + target.weight * mean
         return total
 

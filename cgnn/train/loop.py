@@ -235,7 +235,7 @@ class _Session:
         raw = raw_outputs(model, batches)
         # by_edges keeps the order, so the outputs stand as the labels do.
         labels = {target.name: self.dataset.label(target, indices) for target in self.config.targets}
-        score = model.loss(raw, _LabelView(labels, raw), self.settings.loss)
+        score = model.score(raw, _LabelView(labels, raw), self.settings.loss)
         predicted = {name: value.cpu().numpy() for name, value in model.decode(raw).items()}
         metrics = evaluate(self.config.targets, labels, predicted, self.baselines)
         row = {"val_score": float(score)}
