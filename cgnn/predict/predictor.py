@@ -17,13 +17,14 @@ from cgnn.data.items import Block, Finished
 from cgnn.data.records import Item, SetAside, blocks, from_structures
 from cgnn.data.repeats import Repeats
 from cgnn.data.tables import TableWriter, write_set_aside
-from cgnn.errors import CheckpointError, ConfigError, DataError
+from cgnn.errors import ConfigError, DataError
 from cgnn.graph.build import GraphBuilder
 from cgnn.model import CrystalGNN
 from cgnn.predict.forward import Building, Forward, Graphs, Labels, Network, Piece
 from cgnn.predict.predictions import Evaluation, Predictions, joined
-from cgnn.train.checkpoint import MODEL_FILE, ModelInfo, load_model
+from cgnn.train.checkpoint import ModelInfo, load_model
 from cgnn.train.metrics import Baseline, evaluate
+from cgnn.train.pretrained import model_file
 
 EDGES_ON_DEVICE = 1_000_000
 """Edges that a GPU is given at once."""
@@ -59,17 +60,12 @@ class Predictor:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Predictor:
-        """Read a model: a run folder, its ``best`` folder, or a model file.
+        """Read a model: a run folder, its ``best`` folder, a model file, or the name of one of the package's own.
 
         Raises:
             CheckpointError: There is no model, or it is damaged.
         """
-        path = Path(path)
-        places = [path, path / MODEL_FILE, path / "best" / MODEL_FILE]
-        found = next((place for place in places if place.is_file()), None)
-        if found is None:
-            raise CheckpointError(f"{path}: no model found (expected a run folder with best/{MODEL_FILE})")
-        return cls(*load_model(found), device=device)
+        return cls(*load_model(model_file(path)), device=device)
 
     @property
     def units(self) -> dict[str, str]:
