@@ -44,7 +44,9 @@ def _show_version(wanted: bool) -> None:
 
 
 ConfigPath = Annotated[Path, typer.Argument(help="Settings (YAML).")]
-ModelPath = Annotated[Path, typer.Argument(help="Run folder, model file, or a name: elasticity, formation_energy, band_gap.")]
+ModelPath = Annotated[
+    Path, typer.Argument(help="Run folder, model file, or a name: elasticity, formation_energy, band_gap.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="Change one setting.")
 ]
