@@ -113,7 +113,7 @@ class _Hidden(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, target: Tensor, source: Tensor, edge: Tensor, edges: EdgeList, activation: int) -> Tensor:
         ctx.call = _Call(target, source, edge, edges, activation)
-        return ctx.call.hidden()  # type: ignore[no-any-return]
+        return ctx.call.hidden()
 
     @staticmethod
     @once_differentiable
