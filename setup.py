@@ -39,10 +39,11 @@ setup(
         Extension(
             f"cgnn.kernels._{name}",
             [f"cgnn/kernels/{name}.c"],
+            depends=["cgnn/kernels/edges.h"] if name != "neighbors" else [],
             libraries=["m"] if os.name == "posix" else [],
             extra_compile_args=FLAGS,
             optional=True,
         )
-        for name in ("gate", "neighbors")
+        for name in ("gate", "edgewise", "neighbors")
     ],
 )

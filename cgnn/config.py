@@ -96,6 +96,12 @@ class ModelConfig(_Strict):
     """Centres of the first and the last Gaussian (Å)."""
     gaussian_width: float | None = Field(default=None, gt=0)
     """Width of a Gaussian (Å); by default the distance of two centres."""
+    message_depth: int = Field(default=1, ge=1, le=3)
+    """Dense layers through which an edge's message passes before it is summed."""
+    edge_updates: bool = False
+    """After each convolution the features of edges are updated from their atoms."""
+    edge_width: int = Field(default=32, ge=1)
+    """Features per edge with ``edge_updates``; without, they are the Gaussians."""
     pair_norm: str = "batch"
     """Normalisation of the gated pair vector, an entry of ``cgnn.model.conv.NORMS``."""
     norm: str = "batch"

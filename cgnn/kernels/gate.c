@@ -12,27 +12,7 @@
  * ptr[i] .. ptr[i+1]. Sums over edges go to buffers of one thread each, added in the order of the threads, so the
  * same number of threads gives the same bits.
  */
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
-
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES
-#endif
-#define INLINE static inline __attribute__((always_inline))
-#define LOOP _Pragma("GCC ivdep")
-
-enum { SOFTPLUS, SILU, RELU };
-/* Sums in single precision are kept short: over the edges of FLUSH atoms, over BLOCK edges of one atom. */
-enum { MAX_WIDTH = 512, FLUSH = 64, BLOCK = 32 };
+#include "edges.h"
 
 typedef struct {
     int64_t atoms, rows; /* N, rows of G */
@@ -43,77 +23,6 @@ typedef struct {
     const int32_t *from, *cell;          /* (E) source atom, first grid row */
     const float *place, *weight;         /* (E) in 0..1 within the cell, envelope */
 } Edges;
-
-INLINE float as_float(int32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-INLINE int32_t as_bits(float x) {
-    int32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-/* exp to 2e-7, for arguments below 88; NaN stays NaN */
-INLINE float exp_(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
-    float shifted = x * 1.44269504f + 12582912.0f; /* the integer nearest x / ln 2 stands in the last bits */
-    float n = shifted - 12582912.0f;
-    float r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    float y = 1.9875691500e-4f;
-    y = y * r + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    y = y * r * r + r + 1.0f;
-    return y * as_float((int32_t)((uint32_t)as_bits(shifted) << 23) + 0x3f800000);
-}
-
-INLINE float sigmoid(float x) { return 1.0f / (1.0f + exp_(-x)); }
-
-/* log(1 + t) for 0 <= t <= 1, to 2e-7; coefficients of log(1 + t) / t fitted at Chebyshev points */
-INLINE float log1p_(float t) {
-    float y = -3.256378462538123e-3f;
-    y = y * t + 1.9907161593437195e-2f;
-    y = y * t - 5.7064201682806015e-2f;
-    y = y * t + 1.0614264756441116e-1f;
-    y = y * t - 1.5311862528324127e-1f;
-    y = y * t + 1.9678117334842682e-1f;
-    y = y * t - 2.4954558908939362e-1f;
-    y = y * t + 3.3330005407333374e-1f;
-    y = y * t - 4.999990463256836e-1f;
-    return (y * t + 1.0f) * t;
-}
-
-INLINE float positive(float x) { return x > 0.0f ? x : 0.0f; }
-
-INLINE float act(float x, int64_t kind) {
-    if (kind == SOFTPLUS) return positive(x) + log1p_(exp_(x > 0.0f ? -x : x));
-    if (kind == SILU) return x * sigmoid(x);
-    return x < 0.0f ? 0.0f : x;
-}
-
-/* value and slope of an activation */
-INLINE void act_slope(float x, int64_t kind, float *value, float *slope) {
-    if (kind == SOFTPLUS) {
-        float t = exp_(x > 0.0f ? -x : x);
-        float s = 1.0f / (1.0f + t);
-        *value = positive(x) + log1p_(t);
-        *slope = x > 0.0f ? s : t * s;
-    } else if (kind == SILU) {
-        float s = sigmoid(x);
-        *value = x * s;
-        *slope = s * (1.0f + x * (1.0f - s));
-    } else {
-        *value = x < 0.0f ? 0.0f : x;
-        *slope = x > 0.0f ? 1.0f : 0.0f;
-    }
-}
 
 /* What an edge's pair vector is made of. */
 typedef struct {
@@ -153,11 +62,6 @@ INLINE void spread(float *grid, const float *value, const Pair *p, int64_t chann
         g2[c] += p->c2 * v;
         g3[c] += p->c3 * v;
     }
-}
-
-INLINE void flush(double *total, float *part, int64_t channels) {
-    for (int64_t c = 0; c < channels; c++) total[c] += part[c];
-    memset(part, 0, channels * sizeof *part);
 }
 
 /* ---- forward ---------------------------------------------------------------------------------------------- */
@@ -304,49 +208,14 @@ CLONES static void backward_range(const Edges *in, const float *a, const float *
 #undef BACKWARD
 }
 
-/* out += part */
-CLONES static void add(float *restrict out, const float *restrict part, int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; k++) out[k] += part[k];
-}
-
 /* ---- threads ----------------------------------------------------------------------------------------------- */
-
-/* The first atom of a thread's share: shares have about as many edges. */
-static int64_t share(const Edges *in, int64_t thread, int64_t threads) {
-    int64_t wanted = in->ptr[in->atoms] / threads * thread, low = 0, high = in->atoms;
-    if (thread == threads) return in->atoms;
-    while (low < high) {
-        int64_t middle = (low + high) / 2;
-        if (in->ptr[middle] < wanted) low = middle + 1;
-        else high = middle;
-    }
-    return low;
-}
-
-/* Flush denormals to zero in this thread, for products of small weights would crawl; returns what to restore. */
-static unsigned flush_denormals(void) {
-#if defined(__SSE__)
-    unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040);
-    return before;
-#else
-    return 0;
-#endif
-}
-
-static void restore_denormals(unsigned before) {
-#if defined(__SSE__)
-    _mm_setcsr(before);
-#else
-    (void)before;
-#endif
-}
 
 void gate_forward(const Edges *in, const float *a, const float *b, float *out, int64_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
     for (int64_t k = 0; k < threads; k++) {
         unsigned before = flush_denormals();
-        forward_range(in, a, b, out, share(in, k, threads), share(in, k + 1, threads));
+        int64_t first = share(in->ptr, in->atoms, k, threads), last = share(in->ptr, in->atoms, k + 1, threads);
+        forward_range(in, a, b, out, first, last);
         restore_denormals(before);
     }
 }
@@ -370,7 +239,7 @@ int gate_sums(const Edges *in, const float *a, const float *b, const float *shif
         float *source = k ? parts + (k - 1) * (sources + grids) : by_source;
         float *grid = k ? source + sources : by_grid;
         double *sum = sums + 2 * k * channels;
-        int64_t first = share(in, k, threads), last = share(in, k + 1, threads);
+        int64_t first = share(in->ptr, in->atoms, k, threads), last = share(in->ptr, in->atoms, k + 1, threads);
         memset(source, 0, sources * sizeof *source);
         memset(grid, 0, grids * sizeof *grid);
         if (slope)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cgnn.errors import choose
+from cgnn.model.edgewise import EdgeList, edge_hidden, edge_messages
 from cgnn.model.gate import ACTIVATIONS as FUSED_ACTIVATIONS
 from cgnn.model.gate import MAX_WIDTH, Affine, EdgePlan, gated_messages
 
@@ -68,35 +69,148 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass
 class Edges:
-    """The edges of a batch, the same for every convolution.
+    """The edges of a batch, as a convolution takes them.
 
     Args:
         index: Source and target atoms (2, E), sorted by target.
         weight: Envelope (E, 1).
         features: Edge features (E, K); None where a plan is given.
-        plan: The edges as the compiled kernel wants them, where it serves.
+        plan: The edges as the kernel wants them that looks features up by distance, where it serves.
+        list: The edges as the kernel wants them that takes features edge by edge, where it serves.
     """
 
     index: Tensor
     weight: Tensor
     features: Tensor | None = None
     plan: EdgePlan | None = None
+    list: EdgeList | None = None
+
+
+class PairLayer(nn.Module):
+    r"""Hidden layer over an edge and its two atoms.
+
+    .. math:: x_{ij} = a(V_t h_i + V_s h_j + V_e e_{ij} + b)
+
+    The matrix on ``[h_i, h_j, e_ij]`` is split by blocks: two of the products are per atom.
+
+    Args:
+        width: Features per atom F.
+        edge_width: Features per edge K.
+        hidden: Features of the layer H.
+        activation: Entry of `ACTIVATIONS`.
+    """
+
+    def __init__(self, width: int, edge_width: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.target = nn.Linear(width, hidden)
+        self.source = nn.Linear(width, hidden, bias=False)
+        self.edge = nn.Linear(edge_width, hidden, bias=False)
+        start_as_one_matrix(self.target, self.source, self.edge)
+        self.activation = choose(ACTIVATIONS, activation, "activation")()
+        self._activation = activation
+
+    def forward(self, h: Tensor, edges: Edges) -> Tensor:
+        """Return the layer (E, H) of atom features ``h`` (N, F)."""
+        by_target, by_source, by_edge = self.target(h), self.source(h), self.edge(edges.features)
+        if edges.list is not None:
+            return edge_hidden(by_target, by_source, by_edge, edges.list, self._activation)
+        hidden: Tensor = self.activation(on_edges(by_target, by_source, edges.index) + by_edge)
+        return hidden
+
+
+class EdgeUpdate(nn.Module):
+    r"""Edge features updated from the edge's atoms.
+
+    .. math:: e_{ij}' = e_{ij} + V\, a(V_t h_i + V_s h_j + V_e e_{ij} + b)
+
+    What an edge learns here goes nowhere but into its own later messages, whose weight is the envelope: an edge
+    that vanishes takes it along. Equivariant under permutation; invariant under rotation and translation.
+
+    Source: Ruff et al., Digital Discovery 3, 594 (2024), doi:10.1039/D4DD00018H (edge update of coGN).
+
+    Args:
+        width: Features per atom F.
+        edge_width: Features per edge K.
+        activation: Entry of `ACTIVATIONS`.
+    """
+
+    def __init__(self, width: int, edge_width: int, activation: str = "softplus") -> None:
+        super().__init__()
+        self.pair = PairLayer(width, edge_width, edge_width, activation)
+        self.out = nn.Linear(edge_width, edge_width, bias=False)
+
+    def forward(self, h: Tensor, edges: Edges) -> Edges:
+        """Return the edges with updated features, of atom features ``h`` (N, F)."""
+        assert edges.features is not None
+        return replace(edges, features=_plus(edges.features, self.out, self.pair(h, edges)))
+
+
+class DeepTerm(nn.Module):
+    r"""What a deeper message adds to the pair vector: a small network over the edge and its atoms.
+
+    .. math::
+        x_1 &= a(V_t h_i + V_s h_j + V_e e_{ij} + b) \\
+        x_{k+1} &= x_k + a(V_k x_k + b_k)
+
+    and ``W x`` of the last.
+
+    Args:
+        width: Features per atom F, and of the hidden layers.
+        edge_width: Features per edge K.
+        layers: Hidden layers.
+        activation: Entry of `ACTIVATIONS`.
+    """
+
+    def __init__(self, width: int, edge_width: int, layers: int, activation: str) -> None:
+        super().__init__()
+        self.pair = PairLayer(width, edge_width, width, activation)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(layers - 1))
+        self.out = nn.Linear(width, 2 * width, bias=False)
+        self.activation = choose(ACTIVATIONS, activation, "activation")()
+
+    def forward(self, h: Tensor, edges: Edges, linear: Tensor) -> Tensor:
+        """Return the term added to the linear one of the edges (E, 2F), of atom features ``h`` (N, F)."""
+        x = self.pair(h, edges)
+        for layer in self.hidden:
+            x = x + self.activation(layer(x))
+        return _plus(linear, self.out, x)
+
+
+def _plus(x: Tensor, linear: nn.Linear, y: Tensor) -> Tensor:
+    """Return ``x + W y`` in one pass."""
+    return torch.addmm(x, y, linear.weight.T)
+
+
+def on_edges(by_target: Tensor, by_source: Tensor, index: Tensor) -> Tensor:
+    """Return the sum of what target and source atoms (N, C) bring to each edge (E, C)."""
+    source, target = index
+    return by_target.index_select(0, target) + by_source.index_select(0, source)
+
+
+def start_as_one_matrix(*blocks: nn.Linear) -> None:
+    """Draw blocks of a matrix, and the bias of the first, with the spread that the undivided one would have."""
+    bound = sum(block.in_features for block in blocks) ** -0.5
+    first, *others = blocks
+    for parameter in (first.weight, first.bias, *(block.weight for block in others)):
+        nn.init.uniform_(parameter, -bound, bound)
 
 
 class GatedConv(nn.Module):
     r"""Gated convolution over the neighbours of each atom.
 
     .. math::
-        p_{ij} &= \mathrm{norm}_p(W_t h_i + W_s h_j + W_e e_{ij} + b) = [f_{ij}, c_{ij}] \\
+        p_{ij} &= \mathrm{norm}_p(W_t h_i + W_s h_j + W_e e_{ij} + b + D_{ij}) = [f_{ij}, c_{ij}] \\
         m_i &= \mathrm{norm}\Big(\sum_j w_{ij}\, \mathrm{sigmoid}(f_{ij}) \odot a(c_{ij})\Big) \\
         h_i' &= a(h_i + m_i)
 
-    with target atom i, source atom j, activation a and envelope w. With ``batch`` norms, ``softplus`` and a
-    residual this is the layer of the original CGCNN, whose one matrix on the concatenated ``[h_i, h_j,
+    with target atom i, source atom j, activation a and envelope w; D is `DeepTerm` for a ``message_depth`` above
+    one, beside which the linear term is the residual, and else zero. With ``batch`` norms, ``softplus``, a
+    residual and no D this is the layer of the original CGCNN, whose one matrix on the concatenated ``[h_i, h_j,
     e_ij]`` is split by blocks here: the same numbers, but the first two products are per atom instead of per
     edge. Equivariant under permutation; invariant under rotation and translation.
 
-    Source: Xie and Grossman, PRL 120, 145301 (2018), doi:10.1103/PhysRevLett.120.145301, eq. 5.
+    Source: Xie and Grossman, PRL 120, 145301 (2018), doi:10.1103/PhysRevLett.120.145301, eq. 5; deeper messages
+    after Ruff et al., Digital Discovery 3, 594 (2024), doi:10.1039/D4DD00018H.
 
     Args:
         width: Features per atom F.
@@ -105,6 +219,7 @@ class GatedConv(nn.Module):
         norm: Entry of `NORMS` for the summed messages.
         activation: Entry of `ACTIVATIONS`.
         residual: Whether ``h_i`` is added to the messages.
+        message_depth: Dense layers of a message.
     """
 
     def __init__(
@@ -115,12 +230,13 @@ class GatedConv(nn.Module):
         norm: str = "batch",
         activation: str = "softplus",
         residual: bool = True,
+        message_depth: int = 1,
     ) -> None:
         super().__init__()
         self.target = nn.Linear(width, 2 * width)
         self.source = nn.Linear(width, 2 * width, bias=False)
         self.edge = nn.Linear(edge_width, 2 * width, bias=False)
-        self._start_as_one_matrix(2 * width + edge_width)
+        start_as_one_matrix(self.target, self.source, self.edge)
         self.pair_norm = choose(NORMS, pair_norm, "normalisation")(2 * width)
         self.norm = choose(NORMS, norm, "normalisation")(width)
         self.activation = choose(ACTIVATIONS, activation, "activation")()
@@ -128,17 +244,12 @@ class GatedConv(nn.Module):
         self._is_folded = False
         self._folded_filters: Tensor | None = None
         self.residual = residual
-
-    def _start_as_one_matrix(self, inputs: int) -> None:
-        """Draw the blocks with the spread that the undivided matrix would have."""
-        bound = inputs**-0.5
-        for parameter in (self.target.weight, self.target.bias, self.source.weight, self.edge.weight):
-            nn.init.uniform_(parameter, -bound, bound)
+        self.deep = DeepTerm(width, edge_width, message_depth - 1, activation) if message_depth > 1 else None
 
     def forward(self, h: Tensor, edges: Edges) -> Tensor:
         """Return updated atom features (N, F) of atom features ``h`` (N, F)."""
-        messages = self._fused(h, edges.plan) if edges.plan is not None else self._plain(h, edges)
-        update = self.norm(messages)
+        is_fused = edges.plan is not None or edges.list is not None
+        update = self.norm(self._fused(h, edges) if is_fused else self._plain(h, edges))
         return self.activation(h + update if self.residual else update)
 
     @torch.no_grad()
@@ -151,7 +262,7 @@ class GatedConv(nn.Module):
         assert norm.running_mean is not None
         assert norm.running_var is not None
         factor = norm.weight / (norm.running_var + norm.eps).sqrt()
-        for linear in (self.target, self.source, self.edge):
+        for linear in (self.target, self.source, self.edge, *([self.deep.out] if self.deep is not None else [])):
             linear.weight *= factor[:, None]
         self.target.bias.copy_(factor * (self.target.bias - norm.running_mean) + norm.bias)
         self.pair_norm = nn.Identity()
@@ -169,19 +280,29 @@ class GatedConv(nn.Module):
         """Tell whether the compiled kernel knows a layer of these settings."""
         return width <= MAX_WIDTH and pair_norm in ("batch", "none") and activation in FUSED_ACTIVATIONS
 
-    def _plain(self, h: Tensor, edges: Edges) -> Tensor:
-        source, target = edges.index
-        pair = self.target(h).index_select(0, target) + self.source(h).index_select(0, source)
-        gate, core = self.pair_norm(pair + self.edge(edges.features)).chunk(2, dim=1)
-        message = torch.sigmoid(gate) * self.activation(core) * edges.weight
-        return message.new_zeros(len(h), message.shape[1]).index_add(0, target, message)
+    def _edge_term(self, h: Tensor, edges: Edges) -> Tensor:
+        """Return what the edges themselves bring to the pair vector (E, 2F)."""
+        linear: Tensor = self.edge(edges.features)
+        return self.deep(h, edges, linear) if self.deep is not None else linear
 
-    def _fused(self, h: Tensor, plan: EdgePlan) -> Tensor:
-        count = len(plan.source)
+    def _plain(self, h: Tensor, edges: Edges) -> Tensor:
+        pair = on_edges(self.target(h), self.source(h), edges.index) + self._edge_term(h, edges)
+        gate, core = self.pair_norm(pair).chunk(2, dim=1)
+        message = torch.sigmoid(gate) * self.activation(core) * edges.weight
+        return message.new_zeros(len(h), message.shape[1]).index_add(0, edges.index[1], message)
+
+    def _fused(self, h: Tensor, edges: Edges) -> Tensor:
+        count = edges.index.shape[1]
         batch_norm = self.pair_norm if isinstance(self.pair_norm, BatchNorm) else None
         norm = batch_norm.as_affine(count) if batch_norm else Affine.identity(2 * h.shape[1])
-        filters = self._filters(plan.table)
-        messages, mean, variance = gated_messages(self.target(h), self.source(h), filters, plan, norm, self._activation)
+        target, source = self.target(h), self.source(h)
+        if edges.plan is not None:
+            filters = self._filters(edges.plan.table)
+            found = gated_messages(target, source, filters, edges.plan, norm, self._activation)
+        else:
+            assert edges.list is not None
+            found = edge_messages(target, source, self._edge_term(h, edges), edges.list, norm, self._activation)
+        messages, mean, variance = found
         if batch_norm:
             batch_norm.follow(mean, variance, count)
         return messages

@@ -15,8 +15,10 @@ from torch_geometric.utils import scatter
 from cgnn.config import ModelConfig
 from cgnn.errors import choose
 from cgnn.graph.fields import distances
-from cgnn.model.conv import Edges, GatedConv
+from cgnn.model.conv import Edges, EdgeUpdate, GatedConv
 from cgnn.model.descriptors import CrystalDescriptors
+from cgnn.model.edgewise import EdgeList
+from cgnn.model.edgewise import kernel as edgewise_kernel
 from cgnn.model.embed import ElementEmbedding, GaussianBasis, envelope
 from cgnn.model.gate import EdgePlan, kernel
 from cgnn.model.heads import HEADS, Head
@@ -82,16 +84,24 @@ class CrystalGNN(nn.Module):
         self.targets = tuple(targets)
         self.embed = ElementEmbedding(config.elements, config.width)
         self.basis = GaussianBasis(config.gaussians, *config.gaussian_range, width=config.gaussian_width)
+        edge_width = config.edge_width if config.edge_updates else config.gaussians
+        self.edge_embed = nn.Linear(config.gaussians, edge_width) if config.edge_updates else None
         self.convs = nn.ModuleList(
             GatedConv(
                 config.width,
-                config.gaussians,
+                edge_width,
                 pair_norm=config.pair_norm,
                 norm=config.norm,
                 activation=config.activation,
                 residual=config.residual,
+                message_depth=config.message_depth,
             )
             for _ in range(config.depth)
+        )
+        # the last convolution needs none after it
+        updates = max(config.depth - 1, 0) if config.edge_updates else 0
+        self.edge_updates = nn.ModuleList(
+            EdgeUpdate(config.width, edge_width, config.activation) for _ in range(updates)
         )
         self.pool = choose(POOLINGS, config.pooling, "pooling")(config.width)
         self.descriptors = (
@@ -106,31 +116,48 @@ class CrystalGNN(nn.Module):
         """Return the features of atoms after the last convolution (N, F)."""
         h = self.embed(graph.z)
         edges = self._edges(graph, h.dtype)
-        for conv in self.convs:
+        for number, conv in enumerate(self.convs):
             h = conv(h, edges)
+            if number < len(self.edge_updates):
+                edges = self.edge_updates[number](h, edges)
         return h
+
+    @property
+    def _is_edgewise(self) -> bool:
+        """Whether what an edge brings to its messages is more than a function of its distance."""
+        return self.config.edge_updates or self.config.message_depth > 1
 
     def _edges(self, graph: Any, dtype: torch.dtype) -> Edges:
         distance = distances(graph)
         target = graph.edge_index[1]
         weight = envelope(distance, graph.reach.index_select(0, target))
-        if self._can_fuse(graph, distance, dtype):
-            counts = torch.bincount(target, minlength=len(graph.z))
-            ptr = functional.pad(counts.cumsum(0), (1, 0))
-            cell, place = self.basis.on_grid(distance)
-            plan = EdgePlan(ptr, graph.edge_index[0].int(), cell, place, weight.float(), self.basis.table())
-            return Edges(graph.edge_index, weight, plan=plan)
-        return Edges(graph.edge_index, weight.to(dtype)[:, None], self.basis(distance.to(dtype)))
+        can_fuse = self._can_fuse(graph, distance, dtype)
+        if can_fuse:
+            ptr = functional.pad(torch.bincount(target, minlength=len(graph.z)).cumsum(0), (1, 0))
+            source = graph.edge_index[0].int()
+            if not self._is_edgewise:
+                plan = EdgePlan(ptr, source, *self.basis.on_grid(distance), weight.float(), self.basis.table())
+                return Edges(graph.edge_index, weight, plan=plan)
+        features = self.basis(distance.to(dtype))
+        if self.edge_embed is not None:
+            features = self.edge_embed(features)
+        edges = Edges(graph.edge_index, weight.to(dtype)[:, None], features)
+        if can_fuse:
+            edges.list = EdgeList(ptr, source, weight.float())
+        return edges
 
     def _can_fuse(self, graph: Any, distance: Tensor, dtype: torch.dtype) -> bool:
-        """Tell whether the compiled kernel can take the convolutions of this batch."""
+        """Tell whether a compiled kernel can take the convolutions of this batch."""
         on_cpu = distance.device.type == "cpu" and dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not on_cpu or distance.requires_grad or torch.compiler.is_compiling() or kernel() is None:
+        if not on_cpu or distance.requires_grad or torch.compiler.is_compiling():
             return False
         config = self.config
-        is_known = GatedConv.can_fuse(config.width, config.pair_norm, config.activation) and self.basis.has_grid
+        is_built = (edgewise_kernel() if self._is_edgewise else kernel()) is not None
+        is_known = GatedConv.can_fuse(config.width, config.pair_norm, config.activation)
+        if not is_built or not is_known or not (self._is_edgewise or self.basis.has_grid):
+            return False
         target = graph.edge_index[1]
-        return is_known and bool((target[1:] >= target[:-1]).all())
+        return bool((target[1:] >= target[:-1]).all())
 
     def forward(self, graph: Any) -> dict[str, Tensor]:
         """Return raw outputs by target name, (B, outputs) or for atom-level targets (N, outputs).

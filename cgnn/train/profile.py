@@ -245,5 +245,6 @@ def _leave(clock: _Clock, parts: dict[torch.nn.Module, str], module: torch.nn.Mo
 def _named(model: CrystalGNN) -> dict[torch.nn.Module, str]:
     """Return the part of a forward pass that each module makes; what none of them makes are the edges' features."""
     convolutions = {conv: f"convolution {number}" for number, conv in enumerate(model.convs, 1)}
+    updates = {update: f"edge update {number}" for number, update in enumerate(model.edge_updates, 1)}
     heads = dict.fromkeys(model.heads.values(), "heads")
-    return {model: EDGES, model.embed: "embedding", **convolutions, model.pool: "pooling", **heads}
+    return {model: EDGES, model.embed: "embedding", **convolutions, **updates, model.pool: "pooling", **heads}

@@ -80,11 +80,11 @@ def chosen(documents: list[dict[str, Any]], count: int) -> list[Atoms]:
 class Model:
     """A random network with its graphs; its running statistics come from the crystals."""
 
-    def __init__(self, crystals: list[Atoms], settings: GraphConfig) -> None:
+    def __init__(self, crystals: list[Atoms], settings: GraphConfig, model: ModelConfig) -> None:
         self.builder = GraphBuilder(settings)
         with torch.random.fork_rng():
             torch.manual_seed(20261121)
-            self.network = CrystalGNN(ModelConfig(), [Target(name="modulus")]).double()
+            self.network = CrystalGNN(model, [Target(name="modulus")]).double()
         graphs = [self.builder.arrays(atoms) for atoms in crystals]
         with torch.no_grad():
             for start in 10 * list(range(0, len(graphs), 4)):
@@ -110,9 +110,13 @@ class Roughness:
 
 
 def roughness(
-    crystals: Sequence[Atoms], settings: GraphConfig, scan: Callable[..., Track], rng: np.random.Generator
+    crystals: Sequence[Atoms],
+    settings: GraphConfig,
+    scan: Callable[..., Track],
+    rng: np.random.Generator,
+    layers: ModelConfig | None = None,
 ) -> Roughness:
-    model = Model(list(crystals), settings)
+    model = Model(list(crystals), settings, layers or ModelConfig())
     places = np.linspace(0, 1, STEPS + 1)
     ratios, jumps = [], []
     for atoms in crystals:
@@ -162,6 +166,14 @@ SHARP = {
 @pytest.mark.parametrize("name", SMOOTH)
 def test_no_jumps(name, scan, embedded_crystals, rng):
     found = roughness(embedded_crystals, SMOOTH[name], SCANS[scan], rng)
+    assert found.jump.max() < 0.2
+
+
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("layers", [{"message_depth": 3}, {"edge_updates": True, "message_depth": 2}], ids=str)
+def test_no_jumps_with_edge_updates_and_deeper_messages(layers, scan, embedded_crystals, rng):
+    """What a vanishing edge has learned goes nowhere but into its own fading messages."""
+    found = roughness(embedded_crystals, GraphConfig(k=8), SCANS[scan], rng, ModelConfig(**layers))
     assert found.jump.max() < 0.2
 
 

@@ -43,7 +43,9 @@ STRATEGIES = {
     "radius": GraphConfig(neighbors="radius", cutoff=5.0),
     "cgcnn": GraphConfig(neighbors="cgcnn"),
 }
-INVARIANT = [name for name in STRATEGIES if name != "cgcnn"]
+LAYERS = {"edge updates, deeper messages": ModelConfig(edge_updates=True, message_depth=3)}
+"""Networks tried on the default graphs, beside the default network on all graphs."""
+INVARIANT = [*(name for name in STRATEGIES if name != "cgcnn"), *LAYERS]
 
 
 # Changes of the description alone: all they do to the distances is rounding.
@@ -208,11 +210,11 @@ CASES = {
 class Predictor:
     """One random network in both precisions; its running statistics come from the crystals."""
 
-    def __init__(self, crystals: list[Atoms], settings: GraphConfig) -> None:
+    def __init__(self, crystals: list[Atoms], settings: GraphConfig, model: ModelConfig) -> None:
         self.builder = GraphBuilder(settings)
         with torch.random.fork_rng():
             torch.manual_seed(20261121)
-            network = CrystalGNN(ModelConfig(), [Target(name="modulus", transform="log10", unit="GPa")])
+            network = CrystalGNN(model, [Target(name="modulus", transform="log10", unit="GPa")])
         network.head("modulus").fit_scaling(np.array([30.0, 100.0, 300.0]))
         graphs = [self.builder.arrays(atoms) for atoms in crystals]
         with torch.no_grad():
@@ -259,8 +261,12 @@ def crystals(request: pytest.FixtureRequest, case: Case) -> list[Atoms]:
 
 @pytest.fixture(scope="module")
 def predictors(crystals: list[Atoms], case: Case) -> dict[str, Predictor]:
-    settings = {name: settings.model_copy(update={"k": case.k}) for name, settings in STRATEGIES.items()}
-    return {name: Predictor(crystals, setting) for name, setting in settings.items()}
+    settings = {name: (graph, ModelConfig()) for name, graph in STRATEGIES.items()}
+    settings |= {name: (GraphConfig(), model) for name, model in LAYERS.items()}
+    return {
+        name: Predictor(crystals, graph.model_copy(update={"k": case.k}), model)
+        for name, (graph, model) in settings.items()
+    }
 
 
 @pytest.fixture(scope="module")

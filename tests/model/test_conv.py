@@ -8,7 +8,7 @@ from torch.nn.functional import softplus
 from torch_geometric.nn import CGConv
 
 from cgnn.errors import ConfigError
-from cgnn.model.conv import ACTIVATIONS, NORMS, BatchNorm, Edges, GatedConv
+from cgnn.model.conv import ACTIVATIONS, NORMS, BatchNorm, Edges, EdgeUpdate, GatedConv
 
 N, E, F, K = 7, 40, 5, 4
 
@@ -179,6 +179,70 @@ def test_the_blocks_start_as_the_undivided_matrix():
 def test_unknown_names_are_refused(option):
     with pytest.raises(ConfigError, match=r"unknown .* 'bath'.*known: "):
         GatedConv(F, K, **{option: "bath"})
+
+
+# Deeper messages and edge updates
+
+
+def one_hidden(pair: nn.Module, h: Tensor, edge_index: Tensor, e: Tensor) -> Tensor:
+    """Return a(W [h_i, h_j, e_ij] + b) with one matrix (E, H)."""
+    matrix = torch.cat([pair.target.weight, pair.source.weight, pair.edge.weight], dim=1)
+    source, target = edge_index
+    return softplus(torch.cat([h[target], h[source], e], dim=1) @ matrix.T + pair.target.bias)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("message_depth", [2, 3])
+def test_deeper_messages_against_the_formula(message_depth, train, graph):
+    h, edge_index, e, weight = graph
+    conv = randomised(GatedConv(F, K, norm="none", message_depth=message_depth).double()).train(train)
+    matrix, bias = one_matrix(conv)
+    source, target = edge_index
+    x = one_hidden(conv.deep.pair, h, edge_index, e)
+    for layer in conv.deep.hidden:
+        x = x + softplus(x @ layer.weight.T + layer.bias)
+    assert len(conv.deep.hidden) == message_depth - 2
+    pair = torch.cat([h[target], h[source], e], dim=1) @ matrix.T + bias + x @ conv.deep.out.weight.T
+    gate, core = normalised(pair, conv.pair_norm, train).chunk(2, dim=1)
+    messages = torch.zeros_like(h).index_add(0, target, torch.sigmoid(gate) * softplus(core) * weight)
+    torch.testing.assert_close(conv(h, Edges(edge_index, weight, e)), softplus(h + messages), rtol=1e-11, atol=1e-11)
+
+
+def test_edge_updates_against_the_formula(graph):
+    h, edge_index, e, weight = graph
+    update = randomised(EdgeUpdate(F, K).double())
+    expected = e + one_hidden(update.pair, h, edge_index, e) @ update.out.weight.T
+    found = update(h, Edges(edge_index, weight, e))
+    torch.testing.assert_close(found.features, expected, rtol=1e-12, atol=1e-12)
+    assert found.index is edge_index
+    assert found.weight is weight
+
+
+@pytest.mark.parametrize("message_depth", [2, 3])
+def test_deep_layers_keep_what_the_plain_one_keeps(message_depth, graph, rng):
+    """Permuted atoms permute the features; weightless edges, updated or not, send nothing; gradients are right."""
+    h, edge_index, e, weight = graph
+    conv = randomised(GatedConv(F, K, message_depth=message_depth).double()).eval()
+    update = randomised(EdgeUpdate(F, K).double())
+
+    def both(h: Tensor, index: Tensor, weight: Tensor, e: Tensor) -> Tensor:
+        edges = Edges(index, weight, e)
+        h = conv(h, edges)
+        return conv(h, update(h, edges))
+
+    order = torch.from_numpy(rng.permutation(N))
+    expected = both(h, edge_index, weight, e)
+    permuted = both(h[order], torch.argsort(order)[edge_index], weight, e)
+    torch.testing.assert_close(permuted, expected[order], rtol=1e-10, atol=1e-10)
+
+    rest = torch.arange(E) % 3 != 0
+    fading = both(h, edge_index, torch.where(rest[:, None], weight, 0.0), e)
+    without = both(h, edge_index[:, rest], weight[rest], e[rest])
+    torch.testing.assert_close(fading, without, rtol=1e-10, atol=1e-10)
+
+    assert both(h, edge_index[:, :0], weight[:0], e[:0]).isfinite().all()
+    inputs = (h.requires_grad_(), weight.requires_grad_(), e.requires_grad_())
+    assert torch.autograd.gradcheck(lambda h, w, e: both(h, edge_index, w, e), inputs)
 
 
 # BatchNorm

@@ -71,9 +71,14 @@ def test_decoded_outputs_have_the_shape_of_their_task(graphs):
     torch.testing.assert_close(decoded["kind"].sum(1), torch.ones(4, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("pooling", ["mean", "sum", "max", "attention"])
-def test_a_batch_gives_what_its_crystals_give_alone(pooling, graphs):
-    model = network(pooling=pooling)
+LAYERS = [{"message_depth": 2}, {"edge_updates": True}, {"edge_updates": True, "message_depth": 3, "edge_width": 7}]
+
+
+@pytest.mark.parametrize(
+    "settings", [*({"pooling": name} for name in ("mean", "sum", "max", "attention")), *LAYERS], ids=str
+)
+def test_a_batch_gives_what_its_crystals_give_alone(settings, graphs):
+    model = network(**settings)
     with torch.no_grad():
         model.train()(collate(graphs))
         model.eval()
@@ -151,6 +156,24 @@ def test_depth_zero_and_one_crystal_of_one_atom(train, graphs):
         model.train(train)
         raw = model(collate(graphs[:1]))
         assert all(torch.isfinite(output).all() for output in raw.values())
+
+
+@pytest.mark.parametrize("settings", LAYERS, ids=str)
+@pytest.mark.parametrize("train", [True, False])
+def test_edge_updates_and_deeper_messages_take_any_depth_and_lonely_atoms(train, settings, graphs):
+    lonely = GraphBuilder(GraphConfig(neighbors="radius", cutoff=0.5)).arrays(CRYSTALS[0])
+    assert len(lonely["source"]) == 0
+    for depth in (0, 1, 3):
+        model = CrystalGNN(ModelConfig(width=8, depth=depth, **settings), TARGETS).train(train)
+        assert len(model.edge_updates) == (max(depth - 1, 0) if "edge_updates" in settings else 0)
+        for batch in (collate([lonely]), collate(graphs[:1]), collate([graphs[1], lonely])):
+            assert all(torch.isfinite(output).all() for output in model(batch).values())
+
+
+def test_the_default_network_has_neither(graphs):
+    """Models of before hold these weights and no others, and start from the same random numbers."""
+    names = network().state_dict()
+    assert not [name for name in names if "deep" in name or name.startswith("edge_")]
 
 
 # Loss
@@ -235,9 +258,9 @@ def test_unknown_names_are_refused(graphs):
         model.loss(model(batch), batch, "l1")
 
 
-@pytest.mark.parametrize("pair_norm", ["batch", "layer", "none"])
-def test_a_folded_network_predicts_the_same(pair_norm, graphs):
-    model = network(pair_norm=pair_norm)
+@pytest.mark.parametrize("settings", [*({"pair_norm": name} for name in ("batch", "layer", "none")), *LAYERS], ids=str)
+def test_a_folded_network_predicts_the_same(settings, graphs):
+    model = network(**settings)
     batch = collate(graphs)
     for _ in range(3):
         model.train()(batch)  # running statistics that are neither zero nor one
