@@ -53,7 +53,7 @@ def test_only_the_asked_steps_are_made(small, monkeypatch):
         CrystalGNN, "loss", lambda self, raw, graph, loss: seen.append(loss) or plain(self, raw, graph, loss)
     )
     profile(*small, steps=3)
-    assert len(seen) == 2 * (3 + 1)  # two epochs of three steps and a validation
+    assert len(seen) == 2 * 3  # two epochs of three steps
 
 
 def test_more_steps_than_an_epoch_has(small):
