@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -146,6 +146,25 @@ class TrainConfig(_Strict):
     tensorboard: bool = False
 
 
+class TransferConfig(_Strict):
+    """How a fit starts from a stored model.
+
+    Parts are ``embed``, ``convs``, ``descriptors``, ``pool`` and ``heads``, and finer ``convs.0`` or ``heads.TARGET``.
+    """
+
+    init_from: str
+    """Run folder or model file."""
+    take: tuple[str, ...] = ("embed", "convs", "descriptors", "pool", "heads")
+    """Parts whose weights are taken where they fit."""
+    freeze: tuple[str, ...] = ()
+    """Parts that stay as they were taken."""
+    slow: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Part -> factor on the learning rate; the finer name counts."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the learning rate per layer below the pooling: the last convolution has it once, the embedding
+    depth + 1 times."""
+
+
 class Config(_Strict):
     """Everything that defines a run."""
 
@@ -154,6 +173,7 @@ class Config(_Strict):
     graph: GraphConfig = GraphConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    transfer: TransferConfig | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
@@ -302,7 +322,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _child(node: Any, name: str, path: str) -> Any:
-    child = node[_position(node, name, path)] if isinstance(node, list) else node.setdefault(name, {})
+    if isinstance(node, dict) and node.get(name) is None:  # a section that is not there, or left out by null
+        node[name] = {}
+    child = node[_position(node, name, path)] if isinstance(node, list) else node[name]
     if not isinstance(child, dict | list):
         raise ConfigError(f"override: {path} is a single value and has no keys below it")
     return child
@@ -335,5 +357,7 @@ def _explain(error: ValidationError) -> Iterable[str]:
 def _known_keys(path: tuple[int | str, ...]) -> list[str]:
     model: Any = Config
     for part in path:
-        model = Target if isinstance(part, int) else model.model_fields[part].annotation
+        annotation: Any = Target if isinstance(part, int) else model.model_fields[part].annotation
+        # a section that may be left out: the one of its two types that has keys
+        model = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
     return list(model.model_fields)

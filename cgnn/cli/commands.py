@@ -85,7 +85,7 @@ def train(
         say(f"data: {settings.data.path or 'not given'}, up to {settings.train.epochs} epochs")
         if strict:
             _check_all_usable(settings, output)
-        run = train_run(settings, output, resume=resume, report=report, watch=counted)
+        run = train_run(settings, output, resume=resume, report=report, watch=counted, tell=say)
         if not is_first_process():
             return  # of several, one speaks
         _print_metrics(run.metrics, settings)
