@@ -35,6 +35,12 @@ class SplitConfig(_Strict):
     folds: int = Field(default=5, ge=2)
     fold: int = Field(default=0, ge=0)
     """For method ``kfold``: which of the ``folds`` parts is the test part."""
+    target: str | None = None
+    """For method ``extrapolation``: the target (or column) whose outermost values are the test part."""
+    direction: Literal["high", "low"] = "high"
+    """For method ``extrapolation``: whether the largest or the smallest values are kept out."""
+    column: str | None = None
+    """For method ``column``: where ``train``, ``val`` (``valid``, ``validation``) or ``test`` stands."""
     keep_duplicates_together: bool = True
     """Put the same crystal under other ids or in other cells on one side."""
 
@@ -46,6 +52,10 @@ class SplitConfig(_Strict):
             raise ValueError("method 'file' needs 'file'")
         if self.method == "element" and not self.element:
             raise ValueError("method 'element' needs 'element'")
+        if self.method == "column" and not self.column:
+            raise ValueError("method 'column' needs 'column'")
+        if self.method == "extrapolation" and not (self.target and self.test):
+            raise ValueError("method 'extrapolation' needs 'target' and a 'test' share above 0")
         if self.fold >= self.folds:
             raise ValueError("fold counts from 0 and must be below folds")
         return self

@@ -9,11 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch_geometric.data import Batch
 
+from cgnn.config import SplitConfig
+from cgnn.data.details import with_details
 from cgnn.data.labels import Labels, read_labels
 from cgnn.data.packed import CPU, PackedGraphs, join, runs
 from cgnn.data.records import SetAside
-from cgnn.data.split import CrystalSummary
 from cgnn.data.store import GraphStore
+from cgnn.data.summary import CrystalSummary
 from cgnn.errors import DataError
 from cgnn.graph.fields import FIELDS, Arrays, CrystalGraph, distances
 from cgnn.targets import Target
@@ -109,10 +111,15 @@ class CrystalDataset:
         atoms = self._atoms(self.rows[indices])
         return {int(z) for z in np.unique(self.store.arrays["z"][atoms])}
 
-    def summaries(self) -> list[CrystalSummary]:
-        """Return what a split needs to know of each crystal."""
+    def summaries(self, config: SplitConfig | None = None) -> list[CrystalSummary]:
+        """Return what a split needs to know of each crystal; all of it where its settings are given.
+
+        Raises:
+            DataError: The settings name a column that does not exist.
+        """
         parts = np.split(self.rows, range(_SUMMARISED, len(self.rows), _SUMMARISED))
-        return [summary for rows in parts for summary in self._summaries(rows)]
+        found = [summary for rows in parts for summary in self._summaries(rows)]
+        return found if config is None else with_details(found, config, self.store, self.rows, self.targets)
 
     def _labels(self, target: Target, rows: Ints) -> NDArray[np.float64]:
         values = self.labels.values[target.name]

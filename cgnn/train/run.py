@@ -117,7 +117,7 @@ def train(
     dataset = CrystalDataset(prepare(config.data, config.graph, watch), config.targets)
     for message in dataset.labels.warnings:
         warnings.warn(message, stacklevel=2)
-    summaries = dataset.summaries()
+    summaries = dataset.summaries(config.data.split)
     parts = split(config.data.split, summaries)
     if first and not is_begun:  # a run that can't be resumed with these settings keeps its own
         write_text(folder / "config.yaml", configs.dump(config))
