@@ -64,7 +64,8 @@ class SplitConfig(_Strict):
 class DataConfig(_Strict):
     """Which crystals, from where, and how they are divided."""
 
-    path: str = ""
+    path: str | Annotated[tuple[str, ...], Field(min_length=1)] = ""
+    """A file or folder, or several: an id that several have is one crystal with the labels of all."""
     format: str = "auto"
     """An entry of ``cgnn.data.records.READERS``; by default found from the file name."""
     id_column: str | None = None
@@ -72,6 +73,13 @@ class DataConfig(_Strict):
     cache: str | None = None
     """Folder for prepared graphs; by default ``$CGNN_CACHE`` or ``~/.cache/cgnn``."""
     split: SplitConfig = SplitConfig()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files; none where none is given."""
+        if isinstance(self.path, tuple):
+            return self.path
+        return (self.path,) if self.path else ()
 
 
 class GraphConfig(_Strict):

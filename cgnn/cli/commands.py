@@ -82,7 +82,7 @@ def train(
     from cgnn.train.engine import is_first_process
 
     with LogFile(output), Epochs(settings.train.epochs) as report:
-        say(f"data: {settings.data.path or 'not given'}, up to {settings.train.epochs} epochs")
+        say(f"data: {', '.join(settings.data.paths) or 'not given'}, up to {settings.train.epochs} epochs")
         if strict:
             _check_all_usable(settings, output)
         run = train_run(settings, output, resume=resume, report=report, watch=counted, tell=say)

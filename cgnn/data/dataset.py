@@ -133,23 +133,27 @@ class CrystalDataset:
         return runs(pointers[rows], pointers[rows + 1] - pointers[rows], CPU).numpy()
 
     def _summaries(self, rows: Ints) -> Iterator[CrystalSummary]:
-        from pymatgen.core import Element
+        return summarise(self._on_disk(rows).batch(rows), [self.labels.ids[row] for row in rows.tolist()])
 
-        batch = self._on_disk(rows).batch(rows)
-        crystal = batch.batch.numpy()
-        volumes = batch.lattice.det().abs().numpy() / np.bincount(crystal)
-        shells = _shells(batch)
-        occurring, counts = np.unique(crystal * _ELEMENTS + batch.z.numpy(), return_counts=True)
-        compositions: list[dict[str, int]] = [{} for _ in rows]
-        for key, count in zip(occurring.tolist(), counts.tolist(), strict=True):
-            compositions[key // _ELEMENTS][Element.from_Z(key % _ELEMENTS).symbol] = count
-        for place, row in enumerate(rows.tolist()):
-            yield CrystalSummary(
-                material_id=self.labels.ids[row],
-                composition=compositions[place],
-                volume_per_atom=float(volumes[place]),
-                shells=(float(shells[0][place]), float(shells[1][place])),
-            )
+
+def summarise(batch: Batch, ids: Sequence[str]) -> Iterator[CrystalSummary]:
+    """Yield what tells whether two crystals are the same, and what every split needs to know."""
+    from pymatgen.core import Element
+
+    crystal = batch.batch.numpy()
+    volumes = batch.lattice.det().abs().numpy() / np.bincount(crystal)
+    shells = _shells(batch)
+    occurring, counts = np.unique(crystal * _ELEMENTS + batch.z.numpy(), return_counts=True)
+    compositions: list[dict[str, int]] = [{} for _ in ids]
+    for key, count in zip(occurring.tolist(), counts.tolist(), strict=True):
+        compositions[key // _ELEMENTS][Element.from_Z(key % _ELEMENTS).symbol] = count
+    for place, material_id in enumerate(ids):
+        yield CrystalSummary(
+            material_id=material_id,
+            composition=compositions[place],
+            volume_per_atom=float(volumes[place]),
+            shells=(float(shells[0][place]), float(shells[1][place])),
+        )
 
 
 _ELEMENTS = 119

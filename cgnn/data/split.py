@@ -17,6 +17,7 @@ from cgnn.data.summary import (
     Group,
     chemical_system,
     duplicate_groups,
+    namesakes,
     reduced_counts,
     reduced_formula,
     stoichiometry,
@@ -64,12 +65,17 @@ def _groups_by(key: Callable[[CrystalSummary], str], crystals: Iterable[CrystalS
     groups: dict[str, list[str]] = defaultdict(list)
     for crystal in crystals:
         groups[key(crystal)].append(crystal.material_id)
-    return [tuple(sorted(group)) for group in groups.values()]
+    return _with_namesakes([tuple(sorted(group)) for group in groups.values()])
+
+
+def _with_namesakes(groups: list[Group]) -> list[Group]:
+    together = namesakes(name for group in groups for name in group)
+    return _joined(groups, together) if together else groups
 
 
 def _indivisible(config: SplitConfig, crystals: Sequence[CrystalSummary]) -> list[Group]:
     if config.keep_duplicates_together:
-        return duplicate_groups(crystals)
+        return _with_namesakes(duplicate_groups(crystals))
     return [(crystal.material_id,) for crystal in crystals]
 
 
@@ -99,7 +105,7 @@ def _prototype(config: SplitConfig, crystals: Sequence[CrystalSummary]) -> Split
 
 
 def _joined(first: list[Group], second: list[Group]) -> list[Group]:
-    """Return the smallest groups that part none of two partitions of the same ids."""
+    """Return the smallest groups of a partition that part none of some other groups of its ids."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -177,8 +183,8 @@ def _element(config: SplitConfig, crystals: Sequence[CrystalSummary]) -> Split:
         raise DataError(f"split: no crystal contains it: {unknown(element, known, 'element')}")
     groups = _indivisible(config, crystals)
     having = {c.material_id for c in crystals if c.composition.get(element, 0)}
-    test = [group for group in groups if group[0] in having]  # duplicates share their formula
-    return _with_validation(config, [group for group in groups if group[0] not in having], test, "validation")
+    test = [group for group in groups if not having.isdisjoint(group)]
+    return _with_validation(config, [group for group in groups if having.isdisjoint(group)], test, "validation")
 
 
 def _from_file(config: SplitConfig, crystals: Sequence[CrystalSummary]) -> Split:

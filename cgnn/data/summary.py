@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
@@ -68,6 +68,14 @@ def duplicate_groups(crystals: Sequence[CrystalSummary]) -> list[Group]:
         by_formula[reduced_formula(crystal), len(crystal.shells)].append(crystal)
     groups = [group for same_formula in by_formula.values() for group in _alike(same_formula)]
     return [tuple(sorted(crystal.material_id for crystal in group)) for group in groups]
+
+
+def namesakes(ids: Iterable[str]) -> list[Group]:
+    """Group what several files call by one id: ``ID`` and ``ID@FILE`` (`cgnn.data.merge`); only groups of several."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in ids:
+        groups[name.rpartition("@")[0] or name].append(name)
+    return [tuple(sorted(group)) for group in groups.values() if len(group) > 1]
 
 
 def _alike(crystals: list[CrystalSummary]) -> list[list[CrystalSummary]]:
