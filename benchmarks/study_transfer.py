@@ -7,8 +7,8 @@ python benchmarks/study_transfer.py --table               # writes table and pic
 
 The study is ``benchmarks/studies/transfer.yaml``. Each finished fit is one line of ``transfer.jsonl`` beside it, and an
 unfinished one goes on from its state in ``--folder``, so a study that was interrupted goes on where it stopped. A seed
-draws the labelled crystals, the weights and the order of the crystals; the test part is the same for all. Graph and
-model settings are those of the source.
+draws the labelled crystals, the weights and the order of the crystals; the test part is the same for all: a tenth, or
+with ``--test unseen`` the crystals on which the source was not trained. Graph and model settings are the source's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ def fit_one(study: dict[str, Any], job: Job, init: str, folder: Path) -> dict[st
     from cgnn.config import load
     from cgnn.data.dataset import CrystalDataset
     from cgnn.data.prepare import prepare
-    from cgnn.data.split import split
     from cgnn.train.curve import Arm, learning_curve
     from cgnn.train.run import Run
 
@@ -47,7 +46,7 @@ def fit_one(study: dict[str, Any], job: Job, init: str, folder: Path) -> dict[st
     common = load(ROOT / study["config"], [f"data.path={DATA / study['data']}", *study["common"], "train.threads=1"])
     config = common.model_copy(update={"model": source.config.model, "graph": source.config.graph})
     dataset = CrystalDataset(prepare(config.data, config.graph), config.targets)
-    parts = split(config.data.split, dataset.summaries())
+    parts = _divided(study["test"], dataset, config, source)
     indices = {part: dataset.indices(getattr(parts, part)) for part in ("train", "val", "test")}
     number = len(parts.train) if size == "all" else int(size)
     batches = math.ceil(number / config.train.batch_size)
@@ -58,10 +57,29 @@ def fit_one(study: dict[str, Any], job: Job, init: str, folder: Path) -> dict[st
         config, dataset, indices, [number], folder, [seed], methods=methods, epochs=lambda size: epochs
     )
     scores = {name: _score(rows, name, score) for name, score in study["scores"].items()}
-    line = {"arm": arm, "size": number, "asked": size, "seed": seed, "test": len(parts.test), **scores}
+    line = {"arm": arm, "size": number, "asked": size, "seed": seed, "part": study["test"], "test": len(parts.test)}
     seen = len({*parts.test} & {*source.split.train})
     made = {"steps": epochs * batches, "epochs": epochs, "seconds": round(time.perf_counter() - started, 1)}
-    return line | {"test_in_source": seen, **made}
+    return line | scores | {"test_in_source": seen, **made}
+
+
+def _divided(test: str, dataset: Any, config: Any, source: Any) -> Any:
+    """Return the parts: the test part a tenth at random, or all that the source was not trained on.
+
+    Duplicates of what it was trained on, under another id, do not count as unseen.
+    """
+    from cgnn.data.parts import Split
+    from cgnn.data.split import split
+    from cgnn.data.summary import duplicate_groups
+
+    summaries = dataset.summaries()
+    if test == "tenth":
+        return split(config.data.split, summaries)
+    trained = {*source.split.train}
+    groups = {is_new: [] for is_new in (False, True)}
+    for group in duplicate_groups(summaries):
+        groups[trained.isdisjoint(group)] += group
+    return Split(train=tuple(sorted(groups[False])), test=tuple(sorted(groups[True])), method="unseen")
 
 
 def _score(rows: list[dict[str, Any]], target: str, score: str) -> float:
@@ -70,15 +88,20 @@ def _score(rows: list[dict[str, Any]], target: str, score: str) -> float:
 
 def run_all(study: dict[str, Any], jobs: list[Job], options: argparse.Namespace) -> None:
     """Fit what is missing, several fits side by side with one thread each; the small sizes first."""
-    there = {(line["arm"], line["asked"], line["seed"]) for line in finished(options.lines)}
+    there = {(line["arm"], line["asked"], line["seed"]) for line in of_part(study, options.lines)}
     with ProcessPoolExecutor(options.workers) as pool:
         left = [job for job in jobs if job not in there]
-        futures = [pool.submit(fit_one, study, job, options.init, options.folder) for job in left]
+        futures = [pool.submit(fit_one, study, job, options.init, options.folder / study["test"]) for job in left]
         for future in as_completed(futures):
             line = json.dumps(future.result())
             with options.lines.open("a") as file:
                 file.write(line + "\n")
             print(line, flush=True)
+
+
+def of_part(study: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """Return the finished lines with the study's test part."""
+    return [line for line in finished(path) if line["part"] == study["test"]]
 
 
 def summary(study: dict[str, Any], lines: list[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[Any, ...]]]:
@@ -167,17 +190,23 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=study["seeds"])
     parser.add_argument("--steps", type=int, default=study["steps"], help="least steps of a fit")
     parser.add_argument("--epochs", type=int, default=study["epochs"], help="least epochs of a fit")
+    parser.add_argument(
+        "--test",
+        choices=("tenth", "unseen"),
+        default=study["test"],
+        help="test part: a tenth, or what the source lacks",
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "transfer", help="where unfinished fits lie")
     parser.add_argument("--lines", type=Path, default=STUDIES / f"{NAME}.jsonl", help="a line per finished fit")
     parser.add_argument("--workers", type=int, default=2, help="fits side by side, one thread each")
     parser.add_argument("--table", action="store_true", help="write table and picture instead")
     options = parser.parse_args()
+    study |= {"steps": options.steps, "epochs": options.epochs, "test": options.test}
     if options.table:
-        write(study, finished(options.lines))
+        write(study, of_part(study, options.lines))
         return
     if not options.init:
         parser.error("--init: give the run folder of the pre-trained network; both arms have its graphs and its size")
-    study |= {"steps": options.steps, "epochs": options.epochs}
     jobs = [(arm, size, seed) for size in options.sizes for seed in options.seeds for arm in options.arms]
     run_all(study, jobs, options)
 
