@@ -96,11 +96,16 @@ def table(name: str, study: dict[str, Any]) -> str:
 
 def write_table(name: str, study: dict[str, Any]) -> None:
     """Write the table between the markers of the document that the study names."""
-    path = ROOT / study["document"]
+    between_markers(study["document"], name, table(name, study))
+
+
+def between_markers(document: str, name: str, content: str) -> None:
+    """Write a study's results between its markers in a document."""
+    path = ROOT / document
     begin, end = BEGIN.format(name=name), END.format(name=name)
     before, _, rest = path.read_text(encoding="utf-8").partition(begin)
     _, _, after = rest.partition(end)
-    path.write_text(f"{before}{begin}\n\n{table(name, study)}\n\n{end}{after}", encoding="utf-8")
+    path.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -35,6 +35,12 @@ class SplitConfig(_Strict):
     folds: int = Field(default=5, ge=2)
     fold: int = Field(default=0, ge=0)
     """For method ``kfold``: which of the ``folds`` parts is the test part."""
+    target: str | None = None
+    """For method ``extrapolation``: the target (or column) whose outermost values are the test part."""
+    direction: Literal["high", "low"] = "high"
+    """For method ``extrapolation``: whether the largest or the smallest values are kept out."""
+    column: str | None = None
+    """For method ``column``: where ``train``, ``val`` (``valid``, ``validation``) or ``test`` stands."""
     keep_duplicates_together: bool = True
     """Put the same crystal under other ids or in other cells on one side."""
 
@@ -46,6 +52,10 @@ class SplitConfig(_Strict):
             raise ValueError("method 'file' needs 'file'")
         if self.method == "element" and not self.element:
             raise ValueError("method 'element' needs 'element'")
+        if self.method == "column" and not self.column:
+            raise ValueError("method 'column' needs 'column'")
+        if self.method == "extrapolation" and not (self.target and self.test):
+            raise ValueError("method 'extrapolation' needs 'target' and a 'test' share above 0")
         if self.fold >= self.folds:
             raise ValueError("fold counts from 0 and must be below folds")
         return self
@@ -54,7 +64,8 @@ class SplitConfig(_Strict):
 class DataConfig(_Strict):
     """Which crystals, from where, and how they are divided."""
 
-    path: str = ""
+    path: str | Annotated[tuple[str, ...], Field(min_length=1)] = ""
+    """A file or folder, or several: an id that several have is one crystal with the labels of all."""
     format: str = "auto"
     """An entry of ``cgnn.data.records.READERS``; by default found from the file name."""
     id_column: str | None = None
@@ -62,6 +73,13 @@ class DataConfig(_Strict):
     cache: str | None = None
     """Folder for prepared graphs; by default ``$CGNN_CACHE`` or ``~/.cache/cgnn``."""
     split: SplitConfig = SplitConfig()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files; none where none is given."""
+        if isinstance(self.path, tuple):
+            return self.path
+        return (self.path,) if self.path else ()
 
 
 class GraphConfig(_Strict):
@@ -152,6 +170,25 @@ class TrainConfig(_Strict):
     tensorboard: bool = False
 
 
+class TransferConfig(_Strict):
+    """How a fit starts from a stored model.
+
+    Parts are ``embed``, ``convs``, ``descriptors``, ``pool`` and ``heads``, and finer ``convs.0`` or ``heads.TARGET``.
+    """
+
+    init_from: str
+    """Run folder or model file."""
+    take: tuple[str, ...] = ("embed", "convs", "descriptors", "pool", "heads")
+    """Parts whose weights are taken where they fit."""
+    freeze: tuple[str, ...] = ()
+    """Parts that stay as they were taken."""
+    slow: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Part -> factor on the learning rate; the finer name counts."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the learning rate per layer below the pooling: the last convolution has it once, the embedding
+    depth + 1 times."""
+
+
 class Config(_Strict):
     """Everything that defines a run."""
 
@@ -160,6 +197,7 @@ class Config(_Strict):
     graph: GraphConfig = GraphConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    transfer: TransferConfig | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
@@ -308,7 +346,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _child(node: Any, name: str, path: str) -> Any:
-    child = node[_position(node, name, path)] if isinstance(node, list) else node.setdefault(name, {})
+    if isinstance(node, dict) and node.get(name) is None:  # a section that is not there, or left out by null
+        node[name] = {}
+    child = node[_position(node, name, path)] if isinstance(node, list) else node[name]
     if not isinstance(child, dict | list):
         raise ConfigError(f"override: {path} is a single value and has no keys below it")
     return child
@@ -341,5 +381,7 @@ def _explain(error: ValidationError) -> Iterable[str]:
 def _known_keys(path: tuple[int | str, ...]) -> list[str]:
     model: Any = Config
     for part in path:
-        model = Target if isinstance(part, int) else model.model_fields[part].annotation
+        annotation: Any = Target if isinstance(part, int) else model.model_fields[part].annotation
+        # a section that may be left out: the one of its two types that has keys
+        model = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
     return list(model.model_fields)

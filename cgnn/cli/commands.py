@@ -84,10 +84,10 @@ def train(
     from cgnn.train.engine import is_first_process
 
     with LogFile(output), Epochs(settings.train.epochs) as report:
-        say(f"data: {settings.data.path or 'not given'}, up to {settings.train.epochs} epochs")
+        say(f"data: {', '.join(settings.data.paths) or 'not given'}, up to {settings.train.epochs} epochs")
         if strict:
             _check_all_usable(settings, output)
-        run = train_run(settings, output, resume=resume, report=report, watch=counted)
+        run = train_run(settings, output, resume=resume, report=report, watch=counted, tell=say)
         if not is_first_process():
             return  # of several, one speaks
         _print_metrics(run.metrics, settings)

@@ -9,11 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch_geometric.data import Batch
 
+from cgnn.config import SplitConfig
+from cgnn.data.details import with_details
 from cgnn.data.labels import Labels, read_labels
 from cgnn.data.packed import CPU, PackedGraphs, join, runs
 from cgnn.data.records import SetAside
-from cgnn.data.split import CrystalSummary
 from cgnn.data.store import GraphStore
+from cgnn.data.summary import CrystalSummary
 from cgnn.errors import DataError
 from cgnn.graph.fields import FIELDS, Arrays, CrystalGraph, distances
 from cgnn.targets import Target
@@ -109,10 +111,15 @@ class CrystalDataset:
         atoms = self._atoms(self.rows[indices])
         return {int(z) for z in np.unique(self.store.arrays["z"][atoms])}
 
-    def summaries(self) -> list[CrystalSummary]:
-        """Return what a split needs to know of each crystal."""
+    def summaries(self, config: SplitConfig | None = None) -> list[CrystalSummary]:
+        """Return what a split needs to know of each crystal; all of it where its settings are given.
+
+        Raises:
+            DataError: The settings name a column that does not exist.
+        """
         parts = np.split(self.rows, range(_SUMMARISED, len(self.rows), _SUMMARISED))
-        return [summary for rows in parts for summary in self._summaries(rows)]
+        found = [summary for rows in parts for summary in self._summaries(rows)]
+        return found if config is None else with_details(found, config, self.store, self.rows, self.targets)
 
     def _labels(self, target: Target, rows: Ints) -> NDArray[np.float64]:
         values = self.labels.values[target.name]
@@ -126,23 +133,27 @@ class CrystalDataset:
         return runs(pointers[rows], pointers[rows + 1] - pointers[rows], CPU).numpy()
 
     def _summaries(self, rows: Ints) -> Iterator[CrystalSummary]:
-        from pymatgen.core import Element
+        return summarise(self._on_disk(rows).batch(rows), [self.labels.ids[row] for row in rows.tolist()])
 
-        batch = self._on_disk(rows).batch(rows)
-        crystal = batch.batch.numpy()
-        volumes = batch.lattice.det().abs().numpy() / np.bincount(crystal)
-        shells = _shells(batch)
-        occurring, counts = np.unique(crystal * _ELEMENTS + batch.z.numpy(), return_counts=True)
-        compositions: list[dict[str, int]] = [{} for _ in rows]
-        for key, count in zip(occurring.tolist(), counts.tolist(), strict=True):
-            compositions[key // _ELEMENTS][Element.from_Z(key % _ELEMENTS).symbol] = count
-        for place, row in enumerate(rows.tolist()):
-            yield CrystalSummary(
-                material_id=self.labels.ids[row],
-                composition=compositions[place],
-                volume_per_atom=float(volumes[place]),
-                shells=(float(shells[0][place]), float(shells[1][place])),
-            )
+
+def summarise(batch: Batch, ids: Sequence[str]) -> Iterator[CrystalSummary]:
+    """Yield what tells whether two crystals are the same, and what every split needs to know."""
+    from pymatgen.core import Element
+
+    crystal = batch.batch.numpy()
+    volumes = batch.lattice.det().abs().numpy() / np.bincount(crystal)
+    shells = _shells(batch)
+    occurring, counts = np.unique(crystal * _ELEMENTS + batch.z.numpy(), return_counts=True)
+    compositions: list[dict[str, int]] = [{} for _ in ids]
+    for key, count in zip(occurring.tolist(), counts.tolist(), strict=True):
+        compositions[key // _ELEMENTS][Element.from_Z(key % _ELEMENTS).symbol] = count
+    for place, material_id in enumerate(ids):
+        yield CrystalSummary(
+            material_id=material_id,
+            composition=compositions[place],
+            volume_per_atom=float(volumes[place]),
+            shells=(float(shells[0][place]), float(shells[1][place])),
+        )
 
 
 _ELEMENTS = 119

@@ -221,9 +221,14 @@ def fetch(
     return manifest
 
 
-def provenance(path: str | Path) -> dict[str, Any]:
-    """Return where an export comes from: its name and, from the manifest beside it, database version and licence."""
-    path = Path(path)
+def provenance(*paths: str | Path) -> dict[str, Any]:
+    """Return where exports come from: their names and, from manifests beside them, database version and licence."""
+    found = [_provenance(Path(path)) for path in paths]
+    keys = dict.fromkeys(key for known in found for key in known)
+    return {key: "; ".join(str(known[key]) for known in found if key in known) for key in keys}
+
+
+def _provenance(path: Path) -> dict[str, Any]:
     known: dict[str, Any] = {"file": path.name}
     try:
         manifest = orjson.loads(path.with_name(path.name + ".manifest.json").read_bytes())

@@ -6,7 +6,7 @@ import hashlib
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ def prepare(data: DataConfig, graph: GraphConfig, watch: Watch | None = None, en
     """Return the prepared graphs of a file or folder, built once and found again by content.
 
     Args:
-        data: Path, format and columns; a path ending in ``.graphs`` is opened as it is.
+        data: Path, format and columns; a path ending in ``.graphs`` is opened as it is. Several paths are prepared
+            each, then joined (`cgnn.data.merge.Merged`).
         graph: How neighbours are found.
         watch: Wraps the stream of crystals to show progress, such as ``tqdm``.
         engine: Where the graphs are built; by default in this process and, where that lasts, in workers.
@@ -47,6 +48,9 @@ def prepare(data: DataConfig, graph: GraphConfig, watch: Watch | None = None, en
         ConfigError: A file of prepared graphs was made with other graph settings; names them.
         DataError: The file as a whole can't be read, or no crystal in it can be used.
     """
+    if not isinstance(data.path, str):
+        each = [prepare(data.model_copy(update={"path": path}), graph, watch, engine) for path in data.path]
+        return each[0] if len(each) == 1 else _joined(each, data, graph)
     if is_prepared(data.path):
         return open_prepared(data.path, graph)
     # Opened before the key is made: the reader has the better words for a path that is wrong.
@@ -57,13 +61,44 @@ def prepare(data: DataConfig, graph: GraphConfig, watch: Watch | None = None, en
     def rebuild() -> None:
         build(path, data, graph, watch, engine, key)
 
+    return _found_or_built(path, key, rebuild)
+
+
+def _joined(stores: list[GraphStore], data: DataConfig, graph: GraphConfig) -> GraphStore:
+    """Return the prepared graphs of several files as those of one; no graph is built again."""
+    from cgnn.data.merge import Merged
+
+    names = _names(data.paths)
+    content = [FORMAT, "joined", *(f"{name} {store.key}" for name, store in zip(names, stores, strict=True))]
+    key = hashlib.sha256("\n".join(content).encode()).hexdigest()
+    path = cache_folder(data) / f"{key}{SUFFIX}"
+    settings = orjson.dumps(graph.model_dump(mode="json")).decode()
+
+    def rebuild() -> None:
+        with StoreWriter(path, key, settings, resume=True) as writer:
+            if _is_whole(path, key):
+                writer.cancel()
+                return
+            for chunk in islice(Merged(stores, names).chunks(), writer.done_chunks, None):
+                writer.add_chunk(chunk)
+
+    return _found_or_built(path, key, rebuild)
+
+
+def _found_or_built(path: Path, key: str, rebuild: Callable[[], None]) -> GraphStore:
     if path.exists():
         try:
             return _opened(path, key, rebuild)
         except DataError as error:
-            warnings.warn(f"{error}; it is built again", stacklevel=2)
+            warnings.warn(f"{error}; it is built again", stacklevel=3)
     rebuild()
     return _opened(path, key, rebuild)
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """Return the files' names without suffixes, and where two are the same, with a number."""
+    stems = [Path(path).expanduser().resolve().name.partition(".")[0] for path in paths]
+    return [f"{stem}-{place + 1}" if stems.count(stem) > 1 else stem for place, stem in enumerate(stems)]
 
 
 def build(
@@ -78,7 +113,7 @@ def build(
 
     Args:
         path: The file to write.
-        data: As for `prepare`, and so are the others.
+        data: As for `prepare`, with one path, and so are the others.
         graph: How neighbours are found.
         watch: Wraps the stream of crystals.
         engine: Where the graphs are built.
@@ -88,6 +123,7 @@ def build(
         DataError: As for `prepare`, or the file can't be written.
     """
     path = Path(path)
+    assert isinstance(data.path, str)
     # Opened before the key is made: the reader has the better words for a path that is wrong.
     source = blocks(data.path, data.format, data.id_column, data.structure_column)
     key = key or store_key(data, graph)
@@ -140,6 +176,7 @@ def store_key(data: DataConfig, graph: GraphConfig) -> str:
     Raises:
         DataError: There is no such file or folder.
     """
+    assert isinstance(data.path, str)
     reading = orjson.dumps([FORMAT, data.format, data.id_column, data.structure_column]).decode()
     parts = [content_key(Path(data.path).expanduser(), cache_folder(data) / "inputs"), reading, fingerprint(graph)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

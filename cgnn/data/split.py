@@ -5,85 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import reduce
-from itertools import pairwise
-from math import gcd
-from pathlib import Path
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
+
 from cgnn.config import SplitConfig
+from cgnn.data.parts import PARTS, Split
+from cgnn.data.summary import (
+    CrystalSummary,
+    Group,
+    chemical_system,
+    duplicate_groups,
+    namesakes,
+    reduced_counts,
+    reduced_formula,
+    stoichiometry,
+)
 from cgnn.errors import DataError, choose, unknown
-from cgnn.files import write_json
 
-PARTS = ("train", "val", "test")
-SAME = 1e-3
-"""Relative difference up to which volume and shells count as equal."""
-
-
-@dataclass(frozen=True)
-class CrystalSummary:
-    """What a split needs to know of a crystal.
-
-    Args:
-        material_id: Opaque identifier, unique within a data set.
-        composition: Element -> count in the cell.
-        volume_per_atom: In Å³.
-        shells: Positive invariants of the crystal (Å), such as the mean distance of nearest neighbours; up to
-            rounding the same in every cell, orientation and order of the sites.
-    """
-
-    material_id: str
-    composition: dict[str, int]
-    volume_per_atom: float
-    shells: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Split:
-    """The ids of each part, sorted, and how they were found.
-
-    Args:
-        train: Ids to learn from.
-        val: Ids that choose the best epoch.
-        test: Ids that are only evaluated at the end.
-        method: The entry of `SPLITS` that made it.
-        seed: The seed it was made with.
-        left_out: Number of crystals in no part (only where the parts come from a file).
-    """
-
-    train: tuple[str, ...]
-    val: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
-    method: str = ""
-    seed: int = 0
-    left_out: int = 0
-
-    def save(self, path: str | Path) -> None:
-        """Write the split as JSON, all or nothing; it can be the ``file`` of another run."""
-        write_json(path, asdict(self))
-
-    @classmethod
-    def load(cls, path: str | Path) -> Split:
-        """Read a split: JSON with lists of ids under ``train`` and, if wanted, ``val`` and ``test``.
-
-        Raises:
-            DataError: No such file, no JSON, an unknown key, an id twice, or nothing to train on.
-        """
-        content = _read(Path(path))
-        parts = {part: _ids(content.pop(part, []), f"{path}: {part}") for part in PARTS}
-        _check_once(parts, path)
-        if not parts["train"]:
-            raise DataError(f"{path}: expected ids under 'train', found none")
-        method, seed, left_out = (content.pop(key, default) for key, default in _NOTES.items())
-        if not isinstance(method, str) or not (_is_count(seed) and _is_count(left_out)):
-            raise DataError(f"{path}: 'method' must be text, 'seed' and 'left_out' whole numbers from 0")
-        return cls(**parts, method=method, seed=seed, left_out=left_out)
-
-
-_NOTES: dict[str, Any] = {"method": "", "seed": 0, "left_out": 0}
-_Group = tuple[str, ...]
-"""Ids that stay on one side."""
 _Splitter = Callable[[SplitConfig, Sequence[CrystalSummary]], Split]
 
 
@@ -95,7 +35,7 @@ def split(config: SplitConfig, crystals: Sequence[CrystalSummary]) -> Split:
 
     Raises:
         ConfigError: No such method.
-        DataError: No or too few crystals, an id twice, or an element, file or id that does not fit.
+        DataError: No or too few crystals, an id twice, or an element, file, column or id that does not fit.
     """
     splitter = choose(SPLITS, config.method, "split method")
     if not crystals:
@@ -111,8 +51,8 @@ def report(split: Split, crystals: Sequence[CrystalSummary]) -> dict[str, Any]:
 
     Returns:
         ``counts`` by part (and ``left_out``); for each nonempty part besides training a dict with the shares
-        of its crystals whose reduced formula, set of elements, stoichiometry or whole structure
-        (``duplicate``) also occurs in training, and ``elements_not_in_train``.
+        of its crystals whose reduced formula, set of elements, stoichiometry, prototype (where it is known) or
+        whole structure (``duplicate``) also occurs in training, and ``elements_not_in_train``.
     """
     by_id = {crystal.material_id: crystal for crystal in crystals}
     parts = {part: [by_id[name] for name in getattr(split, part)] for part in PARTS}
@@ -121,71 +61,25 @@ def report(split: Split, crystals: Sequence[CrystalSummary]) -> dict[str, Any]:
     return {"counts": {**counts, "left_out": split.left_out}, **overlap}
 
 
-def reduced_formula(crystal: CrystalSummary) -> str:
-    """Return the formula with the smallest whole numbers, elements in alphabetical order (``Al1Ni3``)."""
-    return "".join(f"{element}{count}" for element, count in _reduced(crystal))
-
-
-def chemical_system(crystal: CrystalSummary) -> str:
-    """Return the elements of a crystal in alphabetical order (``Al-Ni``)."""
-    return "-".join(element for element, _ in _reduced(crystal))
-
-
-def stoichiometry(crystal: CrystalSummary) -> str:
-    """Return the reduced formula without names of elements (``1:3`` for every AB3)."""
-    return ":".join(str(count) for count in sorted(count for _, count in _reduced(crystal)))
-
-
-def duplicate_groups(crystals: Sequence[CrystalSummary]) -> list[_Group]:
-    """Group the same crystal under several ids or in several cells.
-
-    Two crystals of one reduced formula whose volume per atom and shells all agree within a relative `SAME`
-    are never parted, nor are those linked through a third. A formula's crystals are sorted by one quantity
-    after another and parted where it jumps, until no quantity parts any group: O(n log n) a pass.
-    """
-    by_formula: dict[tuple[str, int], list[CrystalSummary]] = defaultdict(list)
-    for crystal in crystals:
-        by_formula[reduced_formula(crystal), len(crystal.shells)].append(crystal)
-    groups = [group for same_formula in by_formula.values() for group in _alike(same_formula)]
-    return [tuple(sorted(crystal.material_id for crystal in group)) for group in groups]
-
-
-def _alike(crystals: list[CrystalSummary]) -> list[list[CrystalSummary]]:
-    groups, before = [crystals], 0
-    while len(groups) > before:
-        before = len(groups)
-        for quantity in range(1 + len(crystals[0].shells)):
-            groups = [piece for group in groups for piece in _part_at_jumps(group, quantity)]
-    return groups
-
-
-def _part_at_jumps(crystals: list[CrystalSummary], quantity: int) -> list[list[CrystalSummary]]:
-    def value(crystal: CrystalSummary) -> float:
-        return (crystal.volume_per_atom, *crystal.shells)[quantity]
-
-    ordered = sorted(crystals, key=value)
-    pieces = [[ordered[0]]]
-    for lower, upper in pairwise(ordered):
-        if value(upper) > value(lower) * (1 + SAME):
-            pieces.append([])
-        pieces[-1].append(upper)
-    return pieces
-
-
-def _groups_by(key: Callable[[CrystalSummary], str], crystals: Iterable[CrystalSummary]) -> list[_Group]:
+def _groups_by(key: Callable[[CrystalSummary], str], crystals: Iterable[CrystalSummary]) -> list[Group]:
     groups: dict[str, list[str]] = defaultdict(list)
     for crystal in crystals:
         groups[key(crystal)].append(crystal.material_id)
-    return [tuple(sorted(group)) for group in groups.values()]
+    return _with_namesakes([tuple(sorted(group)) for group in groups.values()])
 
 
-def _indivisible(config: SplitConfig, crystals: Sequence[CrystalSummary]) -> list[_Group]:
+def _with_namesakes(groups: list[Group]) -> list[Group]:
+    together = namesakes(name for group in groups for name in group)
+    return _joined(groups, together) if together else groups
+
+
+def _indivisible(config: SplitConfig, crystals: Sequence[CrystalSummary]) -> list[Group]:
     if config.keep_duplicates_together:
-        return duplicate_groups(crystals)
+        return _with_namesakes(duplicate_groups(crystals))
     return [(crystal.material_id,) for crystal in crystals]
 
 
-def _by_share(config: SplitConfig, groups: list[_Group]) -> Split:
+def _by_share(config: SplitConfig, groups: list[Group]) -> Split:
     asked = 1 + (config.val > 0) + (config.test > 0)
     _enough(groups, asked, "training, validation and test" if asked == 3 else "every part asked for")
     number = sum(map(len, groups))
@@ -203,10 +97,76 @@ def _grouped(key: Callable[[CrystalSummary], str]) -> _Splitter:
     return lambda config, crystals: _by_share(config, _groups_by(key, crystals))
 
 
+def _prototype(config: SplitConfig, crystals: Sequence[CrystalSummary]) -> Split:
+    if any(crystal.prototype is None for crystal in crystals):
+        raise DataError("split: method 'prototype' needs summaries that name it: dataset.summaries(split settings)")
+    groups = _groups_by(lambda crystal: str(crystal.prototype), crystals)
+    return _by_share(config, _joined(groups, _indivisible(config, crystals)))
+
+
+def _joined(first: list[Group], second: list[Group]) -> list[Group]:
+    """Return the smallest groups of a partition that part none of some other groups of its ids."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    place = {name: number for number, group in enumerate(first) for name in group}
+    links = [(place[group[0]], place[name]) for group in second for name in group]
+    rows, columns = np.array(links).T
+    shape = (len(first), len(first))
+    _, labels = connected_components(coo_array((np.ones(len(links)), (rows, columns)), shape=shape), directed=False)
+    joined: dict[int, list[str]] = defaultdict(list)
+    for label, group in zip(labels.tolist(), first, strict=True):
+        joined[label] += group
+    return [tuple(sorted(group)) for group in joined.values()]
+
+
+def _extrapolation(config: SplitConfig, crystals: Sequence[CrystalSummary]) -> Split:
+    groups = _indivisible(config, crystals)
+    _enough(groups, 2 + (config.val > 0), "every part asked for")
+    sign = -1.0 if config.direction == "high" else 1.0
+    values = {c.material_id: sign * _number(c, config) for c in crystals if c.value is not None}
+    outermost = {g: min(known) for g in groups if (known := [values[name] for name in g if name in values])}
+    order = sorted(outermost, key=lambda group: (outermost[group], group[0]))[: len(groups) - 1 - (config.val > 0)]
+    if not order:
+        raise DataError(f"split: no crystal has a value of {config.target!r}, so none is the hardest")
+    wanted = config.test * len(crystals)
+    off = [abs(size - wanted) for size in accumulate(map(len, order))]
+    test = set(order[: off.index(min(off)) + 1])
+    ranked = _ranked([group for group in groups if group not in test], config.seed, "parts")
+    val, train = _take(ranked, config.val, len(crystals), spare=1)
+    return _finish(config, train, val, sorted(test))
+
+
+def _number(crystal: CrystalSummary, config: SplitConfig) -> float:
+    value = crystal.value
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise DataError(f"split: {crystal.material_id!r}: {config.target!r} is {str(value)[:40]!r}, not a number")
+    return float(value)
+
+
+def _column(config: SplitConfig, crystals: Sequence[CrystalSummary]) -> Split:
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for crystal in crystals:
+        if crystal.value in (None, ""):
+            continue
+        word = str(crystal.value).strip().lower()
+        if word not in WORDS:
+            known = ", ".join(WORDS)
+            raise DataError(
+                f"split: {crystal.material_id!r}: column {config.column!r} is {word[:40]!r}, expected one of {known}"
+            )
+        parts[WORDS[word]].append(crystal.material_id)
+    if not parts["train"]:
+        raise DataError(f"split: column {config.column!r} puts no crystal into 'train'")
+    train, val, test = (tuple(sorted(parts[part])) for part in PARTS)
+    left_out = len(crystals) - len(train) - len(val) - len(test)
+    return Split(train, val, test, config.method, config.seed, left_out)
+
+
 def _kfold(config: SplitConfig, crystals: Sequence[CrystalSummary]) -> Split:
     groups = _indivisible(config, crystals)
     _enough(groups, config.folds, f"{config.folds} folds")
-    folds: list[list[_Group]] = [[] for _ in range(config.folds)]
+    folds: list[list[Group]] = [[] for _ in range(config.folds)]
     sizes = [0] * config.folds
     for group in sorted(_ranked(groups, config.seed, "folds"), key=len, reverse=True):
         smallest = sizes.index(min(sizes))
@@ -218,13 +178,13 @@ def _kfold(config: SplitConfig, crystals: Sequence[CrystalSummary]) -> Split:
 
 def _element(config: SplitConfig, crystals: Sequence[CrystalSummary]) -> Split:
     element = str(config.element)
-    known = sorted({symbol for crystal in crystals for symbol, _ in _reduced(crystal)})
+    known = sorted({symbol for crystal in crystals for symbol, _ in reduced_counts(crystal)})
     if element not in known:
         raise DataError(f"split: no crystal contains it: {unknown(element, known, 'element')}")
     groups = _indivisible(config, crystals)
     having = {c.material_id for c in crystals if c.composition.get(element, 0)}
-    test = [group for group in groups if group[0] in having]  # duplicates share their formula
-    return _with_validation(config, [group for group in groups if group[0] not in having], test, "validation")
+    test = [group for group in groups if not having.isdisjoint(group)]
+    return _with_validation(config, [group for group in groups if having.isdisjoint(group)], test, "validation")
 
 
 def _from_file(config: SplitConfig, crystals: Sequence[CrystalSummary]) -> Split:
@@ -243,43 +203,50 @@ SPLITS: dict[str, _Splitter] = {
     "composition": _grouped(reduced_formula),
     "chemical_system": _grouped(chemical_system),
     "stoichiometry": _grouped(stoichiometry),
+    "prototype": _prototype,
     "element": _element,
+    "extrapolation": _extrapolation,
+    "column": _column,
     "file": _from_file,
 }
 """Ways of dividing crystals.
 
-``val`` and ``test`` are shares of all crystals for ``random``, ``composition``, ``chemical_system`` and
-``stoichiometry``; for ``kfold`` and ``element``, whose test part is given, ``val`` is a share of the rest.
+``val`` and ``test`` are shares of all crystals for ``random``, ``composition``, ``chemical_system``,
+``stoichiometry``, ``prototype`` and ``extrapolation``; for ``kfold`` and ``element``, whose test part is given,
+``val`` is a share of the rest; ``column`` and ``file`` give all parts.
 """
 
+WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""What a column of parts may hold -> part; crystals without an entry are left out."""
 
-def _with_validation(config: SplitConfig, rest: list[_Group], test: list[_Group], purpose: str) -> Split:
+
+def _with_validation(config: SplitConfig, rest: list[Group], test: list[Group], purpose: str) -> Split:
     _enough(rest, 1 + (config.val > 0), "training and validation beside the test part")
     ranked = _ranked(rest, config.seed, purpose)
     val, train = _take(ranked, config.val, sum(map(len, rest)), spare=1)
     return _finish(config, train, val, test)
 
 
-def _finish(config: SplitConfig, *parts: list[_Group]) -> Split:
+def _finish(config: SplitConfig, *parts: list[Group]) -> Split:
     train, val, test = (tuple(sorted(name for group in part for name in group)) for part in parts)
     return Split(train, val, test, config.method, config.seed)
 
 
-def _ranked(groups: list[_Group], seed: int, purpose: str) -> list[_Group]:
-    def rank(group: _Group) -> bytes:
+def _ranked(groups: list[Group], seed: int, purpose: str) -> list[Group]:
+    def rank(group: Group) -> bytes:
         return hashlib.sha256(f"{seed}:{purpose}:{group[0]}".encode()).digest()
 
     return sorted(groups, key=rank)
 
 
-def _take(groups: list[_Group], share: float, number: int, spare: int) -> tuple[list[_Group], list[_Group]]:
+def _take(groups: list[Group], share: float, number: int, spare: int) -> tuple[list[Group], list[Group]]:
     """Take groups with about ``share`` of ``number`` crystals; return them and at least ``spare`` others.
 
     What fits is taken in order. What then is missing is less than the smallest group left; that one is taken
     too if the share is closer with it, or if the part would be empty.
     """
-    taken: list[_Group] = []
-    rest: list[_Group] = []
+    taken: list[Group] = []
+    rest: list[Group] = []
     missing = max(1, round(share * number)) if share > 0 else 0
     for group in groups:
         fits = len(group) <= missing and len(groups) - len(taken) > spare
@@ -292,7 +259,7 @@ def _take(groups: list[_Group], share: float, number: int, spare: int) -> tuple[
     return taken, rest
 
 
-def _enough(groups: list[_Group], needed: int, purpose: str) -> None:
+def _enough(groups: list[Group], needed: int, purpose: str) -> None:
     if len(groups) < needed:
         number = sum(map(len, groups))
         raise DataError(
@@ -301,14 +268,14 @@ def _enough(groups: list[_Group], needed: int, purpose: str) -> None:
         )
 
 
-def _reduced(crystal: CrystalSummary) -> list[tuple[str, int]]:
-    present = sorted((element, count) for element, count in crystal.composition.items() if count)
-    divisor = reduce(gcd, (count for _, count in present), 0)
-    return [(element, count // divisor) for element, count in present]
-
-
 def _overlap(train: list[CrystalSummary], part: list[CrystalSummary]) -> dict[str, Any]:
-    keys = {"formula": reduced_formula, "chemical_system": chemical_system, "stoichiometry": stoichiometry}
+    keys: dict[str, Callable[[CrystalSummary], str | None]] = {
+        "formula": reduced_formula,
+        "chemical_system": chemical_system,
+        "stoichiometry": stoichiometry,
+    }
+    if all(crystal.prototype is not None for crystal in (*train, *part)):
+        keys["prototype"] = lambda crystal: crystal.prototype
     shares = {}
     for name, key in keys.items():
         seen = {key(crystal) for crystal in train}
@@ -316,50 +283,12 @@ def _overlap(train: list[CrystalSummary], part: list[CrystalSummary]) -> dict[st
     trained = {crystal.material_id for crystal in train}
     groups = [group for group in duplicate_groups([*train, *part]) if not trained.isdisjoint(group)]
     repeated = sum(name not in trained for group in groups for name in group)
-    elements = [{element for c in side for element, _ in _reduced(c)} for side in (train, part)]
+    elements = [{element for c in side for element, _ in reduced_counts(c)} for side in (train, part)]
     return {
         **shares,
         "duplicate_in_train": repeated / len(part),
         "elements_not_in_train": sorted(elements[1] - elements[0]),
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    import orjson
-
-    try:
-        content = orjson.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: could not be read: {error.strerror or error}") from None
-    except orjson.JSONDecodeError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected lists of ids under 'train', 'val' and 'test'")
-    known = [field.name for field in fields(Split)]
-    for key in content:
-        if key not in known:
-            raise DataError(f"{path}: {unknown(key, known, 'key')}")
-    return content
-
-
-def _ids(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-        raise DataError(f"{where}: expected a list of ids (texts)")
-    return tuple(sorted(value))
-
-
-def _check_once(parts: dict[str, tuple[str, ...]], path: str | Path) -> None:
-    places: dict[str, list[str]] = defaultdict(list)
-    for part, names in parts.items():
-        for name in names:
-            places[name].append(part)
-    twice = [f"{name!r} ({' and '.join(where)})" for name, where in places.items() if len(where) > 1]
-    if twice:
-        raise DataError(f"{path}: {len(twice)} ids stand there twice, such as {twice[0]}")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _some(names: Sequence[str], number: int = 3) -> str:

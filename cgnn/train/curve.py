@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from cgnn.config import Config, build
 from cgnn.data.dataset import CrystalDataset
 from cgnn.train.loop import Indices, fit
+from cgnn.train.method import Method
 from cgnn.train.metrics import Baseline, evaluate
-from cgnn.train.run import predict_part
+from cgnn.train.run import method_of, predict_part
 
 Row = dict[str, float | int | str]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of several ways to learn from the same crystals.
+
+    Args:
+        changes: Overrides of settings, such as ``transfer.init_from=RUN``.
+        method: Gives the way of learning for settings, the folder of a fit and whether it is resumed; by default
+            what the settings ask for.
+    """
+
+    changes: tuple[str, ...] = ()
+    method: Callable[[Config, Path, bool], Method] = method_of
+
+
+PLAIN: Mapping[str, Arm] = MappingProxyType({"": Arm()})
 
 
 def learning_curve(
@@ -24,11 +44,14 @@ def learning_curve(
     folder: str | Path,
     seeds: Sequence[int] = (0,),
     report: Callable[[Row], None] | None = None,
+    methods: Mapping[str, Arm] = PLAIN,
+    epochs: Callable[[int], int] | None = None,
 ) -> list[Row]:
     """Fit on growing parts of the training crystals and score each on the test part.
 
-    Every size is fitted with as many steps as the whole set would take, so that small ones are not merely
-    trained less; a smaller part is contained in every larger one of the same seed.
+    By default every size is fitted with as many steps as the whole set would take, so that small ones are not
+    merely trained less; a smaller part is contained in every larger one of the same seed. All methods see the same
+    crystals.
 
     Args:
         config: Settings of the fits.
@@ -38,31 +61,33 @@ def learning_curve(
         folder: Each fit leaves its files in a folder of its own below it; finished ones are resumed.
         seeds: Seeds of the choice of crystals and of the fit.
         report: Called with each row.
+        methods: Ways of learning by name.
+        epochs: Size -> epochs.
 
     Returns:
-        A row per size, seed, target and score: ``size, seed, target, score, value, baseline``.
+        A row per size, seed, method, target and score: ``size, seed, method, target, score, value, baseline``.
     """
     rows: list[Row] = []
     for seed in seeds:
         order = np.random.default_rng([seed, 1]).permutation(parts["train"])
         for size in sizes:
             subset = {"train": np.sort(order[:size]), "val": parts["val"], "test": parts["test"]}
-            settings = _as_many_steps(config, seed, len(order) / size)
-            for row in _fit_one(settings, dataset, subset, Path(folder) / f"size-{size}-seed-{seed}"):
-                rows.append({"size": size, "seed": seed, **row})
-                if report:
-                    report(rows[-1])
+            passes = epochs(size) if epochs else max(round(config.train.epochs * len(order) / size), 1)
+            for name, arm in methods.items():
+                settings = build(
+                    config.model_dump(mode="json"),
+                    [*arm.changes, f"train.seed={seed}", f"train.epochs={passes}"],
+                )
+                place = Path(folder) / name / f"size-{size}-seed-{seed}"
+                for row in _fit_one(settings, dataset, subset, place, arm):
+                    rows.append({"size": size, "seed": seed, "method": name, **row})
+                    if report:
+                        report(rows[-1])
     return rows
 
 
-def _as_many_steps(config: Config, seed: int, factor: float) -> Config:
-    values = config.model_dump(mode="json")
-    values["train"] |= {"seed": seed, "epochs": max(round(config.train.epochs * factor), 1)}
-    return build(values)
-
-
-def _fit_one(config: Config, dataset: CrystalDataset, parts: dict[str, Indices], folder: Path) -> list[Row]:
-    model = fit(config, dataset, parts, folder, resume=True).model
+def _fit_one(config: Config, dataset: CrystalDataset, parts: dict[str, Indices], folder: Path, arm: Arm) -> list[Row]:
+    model = fit(config, dataset, parts, folder, resume=True, method=arm.method(config, folder, True)).model
     truth = {target.name: dataset.label(target, parts["test"]) for target in config.targets}
     baselines = {target.name: Baseline.fit(target, dataset.label(target, parts["train"])) for target in config.targets}
     scores = evaluate(config.targets, truth, predict_part([model], dataset, parts["test"]), baselines)

@@ -252,7 +252,7 @@ class _Session:
             elements=tuple(sorted(self.dataset.elements(self.parts["train"]))),
             baselines={name: baseline.to_dict() for name, baseline in self.baselines.items()},
             summary=summary,
-            source=provenance(self.config.data.path),
+            source={**provenance(*self.config.data.paths), **self.method.source},
         )
 
     def _save_best(self, row: dict[str, float]) -> None:

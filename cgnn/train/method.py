@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,8 @@ class Method:
 
     key: str = ""
     """Tells one method with its settings from another: a state is only taken up by the same."""
+    source: Mapping[str, str] = {}
+    """What a model file remembers of the method beside where its crystals come from."""
 
     def begin(self, model: CrystalGNN) -> None:
         """Change a fresh network before the first step, its weights for example."""

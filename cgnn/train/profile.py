@@ -107,7 +107,7 @@ def profile_run(config: Config, steps: int = 20, trace: Path | None = None, watc
     if not config.data.path:
         raise ConfigError("data.path: not set; give the file, for example -o data.path=export.json.gz")
     dataset = CrystalDataset(prepare(config.data, config.graph, watch), config.targets)
-    parts = split(config.data.split, dataset.summaries())
+    parts = split(config.data.split, dataset.summaries(config.data.split))
     indices = {part: dataset.indices(getattr(parts, part)) for part in ("train", "val")}
     return profile(config, dataset, indices, steps, trace)
 

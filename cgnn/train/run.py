@@ -29,11 +29,13 @@ from cgnn.model.network import raw_outputs
 from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE
 from cgnn.train.engine import is_first_process
 from cgnn.train.loop import Fitted, Indices, fit
+from cgnn.train.method import Method
 from cgnn.train.metrics import Baseline, evaluate
+from cgnn.train.transfer import REPORT_FILE, Transfer
 
 Report = Callable[[dict[str, float]], None]
 PARTS = ("train", "val", "test")
-BEFORE_FIT = {"config.yaml", "split.json", "split_report.json", "set_aside.csv", "log.txt"}
+BEFORE_FIT = {"config.yaml", "split.json", "split_report.json", "set_aside.csv", "log.txt", REPORT_FILE}
 """What stands in a run folder before the first epoch has ended."""
 
 
@@ -87,6 +89,7 @@ def train(
     resume: bool = False,
     report: Report | None = None,
     watch: Watch | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Run:
     """Read crystals, divide them, fit a network, score it, and leave everything in a folder.
 
@@ -96,6 +99,7 @@ def train(
         resume: Go on with the run in the folder; a finished one is left as it is.
         report: Called with each epoch's row of the history.
         watch: Wraps the stream of crystals while graphs are built, to show progress.
+        tell: Called with lines for people, such as what a transfer has loaded.
 
     Raises:
         ConfigError: The folder holds something already, or the settings do not fit.
@@ -110,10 +114,11 @@ def train(
             warnings.warn(f"{folder}: holds no training state yet; training starts from the beginning", stacklevel=2)
     if not config.data.path:
         raise ConfigError("data.path: not set; give the file, for example -o data.path=export.json.gz")
+    method = method_of(config, folder, resume, tell)
     dataset = CrystalDataset(prepare(config.data, config.graph, watch), config.targets)
     for message in dataset.labels.warnings:
         warnings.warn(message, stacklevel=2)
-    summaries = dataset.summaries()
+    summaries = dataset.summaries(config.data.split)
     parts = split(config.data.split, summaries)
     if first and not is_begun:  # a run that can't be resumed with these settings keeps its own
         write_text(folder / "config.yaml", configs.dump(config))
@@ -121,9 +126,16 @@ def train(
         write_json(folder / "split_report.json", split_report(parts, summaries))
         write_set_aside(folder / "set_aside.csv", dataset.set_aside)
     indices = {part: dataset.indices(getattr(parts, part)) for part in PARTS}
-    fitted = fit(config, dataset, indices, folder, resume, report)
+    fitted = fit(config, dataset, indices, folder, resume, report, method)
     metrics = _score(fitted, dataset, indices, folder) if first else {}
     return Run(folder, config, parts, fitted.history, metrics, tuple(dataset.set_aside))
+
+
+def method_of(
+    config: Config, folder: str | Path, resume: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> Method:
+    """Return the way of learning that the settings ask for; the arguments are those of `Transfer`."""
+    return Transfer(config, folder, resume, tell) if config.transfer is not None else Method()
 
 
 def _check_folder(folder: Path, resume: bool) -> None:

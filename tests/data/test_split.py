@@ -275,3 +275,62 @@ def test_bad_files_of_ids(tmp_path, content, match):
 def test_no_such_file(tmp_path):
     with pytest.raises(DataError, match=r"none\.json: could not be read: No such file"):
         Split.load(tmp_path / "none.json")
+
+
+def kinds_of(number: int) -> list[CrystalSummary]:
+    return [replace(c, prototype=f"p{index % 20}", value=float(index)) for index, c in enumerate(crystals(number))]
+
+
+def test_prototypes_linked_by_a_duplicate_stay_together():
+    """At the edge of a tolerance one crystal may be given two prototypes; then both stay on one side."""
+    data = kinds_of(100)
+    linked = [*data, replace(data[3], material_id="again", prototype="p7")]
+    for seed in range(10):
+        part = parts_of(split(SplitConfig(method="prototype", val=0.2, test=0.2, seed=seed), linked))
+        assert len({part[c.material_id] for c in linked if c.prototype in ("p3", "p7")}) == 1
+    config = SplitConfig(method="prototype", val=0.2, test=0.2, keep_duplicates_together=False)
+    parts = [parts_of(split(config.model_copy(update={"seed": seed}), linked)) for seed in range(10)]
+    assert any(part["again"] != part["mp-3"] for part in parts)
+
+
+@pytest.mark.parametrize("direction", ["high", "low"])
+def test_extrapolation_keeps_out_the_outermost(direction):
+    data = kinds_of(100)
+    config = SplitConfig(method="extrapolation", target="k", direction=direction, test=0.1, val=0.1)
+    found = split(config, random.Random(0).sample(data, 100))
+    outer = range(90, 100) if direction == "high" else range(10)
+    assert set(found.test) == {f"mp-{index}" for index in outer}
+    other = split(config.model_copy(update={"seed": 1}), data)
+    assert other.test == found.test
+    assert other.val != found.val
+
+
+def test_extrapolation_leaves_unknown_values_in_training():
+    data = [replace(crystal, value=None) for crystal in kinds_of(30)]
+    config = SplitConfig(method="extrapolation", target="k", test=0.1)
+    with pytest.raises(DataError, match="no crystal has a value of 'k'"):
+        split(config, data)
+    assert split(config, [*data, replace(data[0], material_id="x", volume_per_atom=99.0, value=1.0)]).test == ("x",)
+
+
+def test_column_of_parts():
+    words = ["train", "Training", " val ", "valid", "validation", "test", None, ""]
+    data = [replace(crystal, value=word) for crystal, word in zip(crystals(8), words, strict=True)]
+    found = split(SplitConfig(method="column", column="part"), data)
+    assert (found.train, found.val, found.test) == (("mp-0", "mp-1"), ("mp-2", "mp-3", "mp-4"), ("mp-5",))
+    assert found.left_out == 2
+    with pytest.raises(DataError, match="column 'part' puts no crystal into 'train'"):
+        split(SplitConfig(method="column", column="part"), data[2:])
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"method": "column"}, "method 'column' needs 'column'"),
+        ({"method": "extrapolation", "test": 0.1}, "needs 'target' and a 'test' share"),
+        ({"method": "extrapolation", "target": "k"}, "needs 'target' and a 'test' share"),
+    ],
+)
+def test_settings_that_lack_something(settings, match):
+    with pytest.raises(ValueError, match=match):
+        SplitConfig(**settings)

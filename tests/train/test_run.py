@@ -232,3 +232,20 @@ def test_two_processes_on_the_cpu(small_settings, tmp_path, missing, embedded_do
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]["devices"] == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"method": "prototype"}, {"method": "extrapolation", "target": "shear_modulus"}],
+    ids=lambda s: s["method"],
+)
+def test_splits_that_look_at_crystals_and_labels(small_settings, tmp_path, settings):
+    data = small_settings["data"]
+    data = data | {"split": data["split"] | settings}
+    run = train(
+        build(small_settings | {"data": data, "train": small_settings["train"] | {"epochs": 1}}), tmp_path / "run"
+    )
+    assert run.split.method == settings["method"]
+    said = json.loads((tmp_path / "run" / "split_report.json").read_text())
+    assert said["test"].get("prototype_in_train", 0) == 0
+    assert ("prototype_in_train" in said["test"]) == (settings["method"] == "prototype")

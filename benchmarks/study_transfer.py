@@ -1,0 +1,215 @@
+"""Learning curves with and without transfer: the same crystals, steps and seeds, several sizes.
+
+python benchmarks/study_transfer.py --init RUN            # all fits that are not in transfer.jsonl yet
+python benchmarks/study_transfer.py --init RUN --sizes 100 300 --seeds 0 --workers 1
+python benchmarks/study_transfer.py --init RUN --arms transfer --steps 20 --epochs 1 --lines /tmp/try.jsonl
+python benchmarks/study_transfer.py --table               # writes table and picture into docs/transfer.md
+
+The study is ``benchmarks/studies/transfer.yaml``. Each finished fit is one line of ``transfer.jsonl`` beside it, and an
+unfinished one goes on from its state in ``--folder``, so a study that was interrupted goes on where it stopped. A seed
+draws the labelled crystals, the weights and the order of the crystals; the test part is the same for all: a tenth, or
+with ``--test unseen`` the crystals on which the source was not trained. Graph and model settings are the source's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from study import DATA, ROOT, STUDIES, between_markers, finished
+
+NAME = "transfer"
+Job = tuple[str, str, int]
+"""Arm, size (a number or ``all``) and seed."""
+
+
+def fit_one(study: dict[str, Any], job: Job, init: str, folder: Path) -> dict[str, Any]:
+    """Fit one arm with one size and seed, and return its line."""
+    import torch
+
+    from cgnn.config import load
+    from cgnn.data.dataset import CrystalDataset
+    from cgnn.data.prepare import prepare
+    from cgnn.train.curve import Arm, learning_curve
+    from cgnn.train.run import Run
+
+    torch.set_num_threads(1)
+    arm, size, seed = job
+    source = Run.load(init)
+    common = load(ROOT / study["config"], [f"data.path={DATA / study['data']}", *study["common"], "train.threads=1"])
+    config = common.model_copy(update={"model": source.config.model, "graph": source.config.graph})
+    dataset = CrystalDataset(prepare(config.data, config.graph), config.targets)
+    parts = _divided(study["test"], dataset, config, source)
+    indices = {part: dataset.indices(getattr(parts, part)) for part in ("train", "val", "test")}
+    number = len(parts.train) if size == "all" else int(size)
+    batches = math.ceil(number / config.train.batch_size)
+    epochs = max(study["epochs"], round(study["steps"] / batches))
+    methods = {arm: Arm(tuple(change.format(init=init) for change in study["arms"][arm]))}
+    started = time.perf_counter()
+    rows = learning_curve(
+        config, dataset, indices, [number], folder, [seed], methods=methods, epochs=lambda size: epochs
+    )
+    scores = {name: _score(rows, name, score) for name, score in study["scores"].items()}
+    line = {"arm": arm, "size": number, "asked": size, "seed": seed, "part": study["test"], "test": len(parts.test)}
+    seen = len({*parts.test} & {*source.split.train})
+    made = {"steps": epochs * batches, "epochs": epochs, "seconds": round(time.perf_counter() - started, 1)}
+    return line | scores | {"test_in_source": seen, **made}
+
+
+def _divided(test: str, dataset: Any, config: Any, source: Any) -> Any:
+    """Return the parts: the test part a tenth at random, or all that the source was not trained on.
+
+    Duplicates of what it was trained on, under another id, do not count as unseen.
+    """
+    from cgnn.data.parts import Split
+    from cgnn.data.split import split
+    from cgnn.data.summary import duplicate_groups
+
+    summaries = dataset.summaries()
+    if test == "tenth":
+        return split(config.data.split, summaries)
+    trained = {*source.split.train}
+    groups = {is_new: [] for is_new in (False, True)}
+    for group in duplicate_groups(summaries):
+        groups[trained.isdisjoint(group)] += group
+    return Split(train=tuple(sorted(groups[False])), test=tuple(sorted(groups[True])), method="unseen")
+
+
+def _score(rows: list[dict[str, Any]], target: str, score: str) -> float:
+    return next(round(row["value"], 5) for row in rows if (row["target"], row["score"]) == (target, score))
+
+
+def run_all(study: dict[str, Any], jobs: list[Job], options: argparse.Namespace) -> None:
+    """Fit what is missing, several fits side by side with one thread each; the small sizes first."""
+    there = {(line["arm"], line["asked"], line["seed"]) for line in of_part(study, options.lines)}
+    with ProcessPoolExecutor(options.workers) as pool:
+        left = [job for job in jobs if job not in there]
+        futures = [pool.submit(fit_one, study, job, options.init, options.folder / study["test"]) for job in left]
+        for future in as_completed(futures):
+            line = json.dumps(future.result())
+            with options.lines.open("a") as file:
+                file.write(line + "\n")
+            print(line, flush=True)
+
+
+def of_part(study: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """Return the finished lines with the study's test part."""
+    return [line for line in finished(path) if line["part"] == study["test"]]
+
+
+def summary(study: dict[str, Any], lines: list[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[Any, ...]]]:
+    """Return for each target and arm the size, mean, spread and number of its fits, by size."""
+    found: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
+    for target in study["scores"]:
+        for arm in study["arms"]:
+            mine = [line for line in lines if line["arm"] == arm]
+            rows = found.setdefault((target, arm), [])
+            for size in sorted({line["size"] for line in mine}):
+                values = [line[target] for line in mine if line["size"] == size]
+                spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+                rows.append((size, float(np.mean(values)), spread, len(values)))
+    return found
+
+
+def table(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
+    """Return the study as a Markdown table: mean and spread over the seeds, and what transfer saves."""
+    found = summary(study, lines)
+    first, *others = study["arms"]
+    head = ["target", "labels", *study["arms"], *(f"{arm} against {first}" for arm in others), "runs"]
+    out = [head, ["---"] * len(head)]
+    for target in study["scores"]:
+        means = {arm: {row[0]: row[1:] for row in found[target, arm]} for arm in study["arms"]}
+        for size in sorted({size for entries in means.values() for size in entries}):
+            cells = [f"{m[0]:.4f} ± {m[1]:.4f}" if (m := means[arm].get(size)) else "" for arm in study["arms"]]
+            base = means[first].get(size)
+            gains = [
+                f"{100 * (means[arm][size][0] / base[0] - 1):+.0f} %" if base and size in means[arm] else ""
+                for arm in others
+            ]
+            runs = " + ".join(str(means[arm][size][2]) for arm in study["arms"] if size in means[arm])
+            out.append([target.replace("_", " "), f"{size:,}", *cells, *gains, runs])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in out)
+
+
+def protocol(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
+    """Return the sentence that says how the figures were made."""
+    steps = ", ".join(
+        f"{size:,} labels: {steps:,} steps" for size, steps in sorted({(line["size"], line["steps"]) for line in lines})
+    )
+    minutes = sum(line["seconds"] for line in lines) / 60
+    seen, test = max(line["test_in_source"] for line in lines), lines[0]["test"]
+    scores = ", ".join(f"{score.replace('_', ' ')} of {name}" for name, score in study["scores"].items())
+    return (
+        f"{scores} on {test} test crystals, the same for all; mean and standard deviation over the seeds, which draw "
+        f"labels, weights and order. {steps}; both arms alike, no validation part, the last epoch counts. "
+        f"{seen} of the test crystals were in the training part of the source, with its labels, never with moduli. "
+        f"{len(lines)} fits, {minutes:.0f} minutes of one thread; "
+        "made by `python benchmarks/study_transfer.py --init RUN`."
+    )
+
+
+def draw(study: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    """Draw both arms of each target against the number of labels."""
+    from cgnn import plots
+
+    found = summary(study, lines)
+    # a size that one arm does not have yet would be a gap in its curve
+    sizes = sorted(set.intersection(*({row[0] for row in rows} for rows in found.values())))
+    kept = {f"{target}, {arm}": [row for row in rows if row[0] in sizes] for (target, arm), rows in found.items()}
+    figure = plots.learning_curve(
+        sizes,
+        {name: [row[1] for row in rows] for name, rows in kept.items()},
+        spread={name: [row[2] for row in rows] for name, rows in kept.items()},
+        unit="log10(GPa)",
+        title="Moduli from few labels",
+    )
+    plots.save(figure, ROOT / study["picture"])
+
+
+def write(study: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    """Write table, protocol and picture into the study's document."""
+    draw(study, lines)
+    picture = f"![learning curves]({Path(study['picture']).name})"
+    between_markers(study["document"], NAME, "\n\n".join([table(study, lines), protocol(study, lines), picture]))
+
+
+def main() -> None:
+    """Run the study or write its table."""
+    study = yaml.safe_load((STUDIES / f"{NAME}.yaml").read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--init", default="", help="run folder of the pre-trained network")
+    parser.add_argument("--arms", nargs="*", choices=study["arms"], default=list(study["arms"]))
+    parser.add_argument("--sizes", nargs="*", default=list(map(str, study["sizes"])))
+    parser.add_argument("--seeds", nargs="*", type=int, default=study["seeds"])
+    parser.add_argument("--steps", type=int, default=study["steps"], help="least steps of a fit")
+    parser.add_argument("--epochs", type=int, default=study["epochs"], help="least epochs of a fit")
+    parser.add_argument(
+        "--test",
+        choices=("tenth", "unseen"),
+        default=study["test"],
+        help="test part: a tenth, or what the source lacks",
+    )
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "transfer", help="where unfinished fits lie")
+    parser.add_argument("--lines", type=Path, default=STUDIES / f"{NAME}.jsonl", help="a line per finished fit")
+    parser.add_argument("--workers", type=int, default=2, help="fits side by side, one thread each")
+    parser.add_argument("--table", action="store_true", help="write table and picture instead")
+    options = parser.parse_args()
+    study |= {"steps": options.steps, "epochs": options.epochs, "test": options.test}
+    if options.table:
+        write(study, of_part(study, options.lines))
+        return
+    if not options.init:
+        parser.error("--init: give the run folder of the pre-trained network; both arms have its graphs and its size")
+    jobs = [(arm, size, seed) for size in options.sizes for seed in options.seeds for arm in options.arms]
+    run_all(study, jobs, options)
+
+
+if __name__ == "__main__":
+    main()
