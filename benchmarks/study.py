@@ -48,9 +48,7 @@ def run(study: dict[str, Any], row: str, seed: int, threads: int) -> dict[str, A
     with tempfile.TemporaryDirectory() as folder:
         result = train(config, Path(folder) / "run")
     part = "test" if "test" in result.metrics else "val"
-    scores = {
-        target.name: result.metrics[part][target.name][study["scores"][target.name]] for target in config.targets
-    }
+    scores = {target.name: result.metrics[part][target.name][study["scores"][target.name]] for target in config.targets}
     seconds = sum(epoch["seconds"] for epoch in result.history)
     whole = round(time.perf_counter() - started, 1)
     line = {"row": row, "seed": seed, "part": part, **{name: round(value, 5) for name, value in scores.items()}}
