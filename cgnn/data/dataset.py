@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,15 +33,17 @@ class CrystalDataset:
     Args:
         store: Prepared graphs.
         targets: Which labels to read.
+        keep_unlabelled: Keep crystals without any label, for ways of learning that use them.
 
     Raises:
         DataError: A target's column does not exist, or no crystal has a usable label.
     """
 
-    def __init__(self, store: GraphStore, targets: Sequence[Target]) -> None:
+    def __init__(self, store: GraphStore, targets: Sequence[Target], keep_unlabelled: bool = False) -> None:
         self.store = store
         self.targets = tuple(targets)
-        self.labels: Labels = read_labels(store, self.targets)
+        found = read_labels(store, self.targets)
+        self.labels: Labels = found.with_unlabelled() if keep_unlabelled else found
         self.rows: Ints = self.labels.rows
         self.ids = [self.labels.ids[row] for row in self.rows]
         self._on_device: PackedGraphs | None = None
@@ -100,6 +104,29 @@ class CrystalDataset:
         """Return the labels of crystals (or, for an atom-level target, of their atoms), ``nan`` = unknown."""
         rows = self.rows if indices is None else self.rows[indices]
         return self._labels(target, rows)
+
+    def relabelled(self, labels: Mapping[str, NDArray[np.float64]]) -> CrystalDataset:
+        """Return the same crystals with other labels.
+
+        Args:
+            labels: By target name as `label` gives them for all crystals, ``nan`` = unknown; a target that is not
+                named keeps its own.
+        """
+        twin = copy.copy(self)
+        values = {name: column.copy() for name, column in self.labels.values.items()}
+        for target in self.targets:
+            if target.name in labels:
+                places = self.rows if target.level == "crystal" else self._atoms(self.rows)
+                values[target.name][places] = labels[target.name]
+        twin.labels = replace(self.labels, values=values)
+        return twin
+
+    def hidden(self, indices: Ints) -> CrystalDataset:
+        """Return the same crystals, those of some indices without labels."""
+        is_hidden = np.zeros(len(self), dtype=bool)
+        is_hidden[indices] = True
+        by_level = {"crystal": is_hidden, "atom": np.repeat(is_hidden, self.sizes()[0])}
+        return self.relabelled({t.name: np.where(by_level[t.level], np.nan, self.label(t)) for t in self.targets})
 
     def sizes(self) -> tuple[Ints, Ints]:
         """Return the number of atoms and of edges of each crystal."""

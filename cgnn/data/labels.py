@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,13 @@ class Labels:
     values: dict[str, NDArray[np.float64]]
     set_aside: list[SetAside]
     warnings: list[str]
+
+    def with_unlabelled(self) -> Labels:
+        """Return the same with the rows that have no label at all; those with a bad one stay aside."""
+        bare = {aside.material_id for aside in self.set_aside if aside.code == "no_label"}
+        found = [row for row, material_id in enumerate(self.ids) if material_id in bare]
+        kept = [aside for aside in self.set_aside if aside.material_id not in bare]
+        return replace(self, rows=np.union1d(self.rows, np.array(found, dtype=np.int64)), set_aside=kept)
 
 
 def read_labels(store: GraphStore, targets: Sequence[Target]) -> Labels:

@@ -62,12 +62,17 @@ class CrystalGraph(Data):  # type: ignore[misc]
         return self.pos[source] + shift - self.pos[target]
 
 
-def distances(batch: Any) -> torch.Tensor:
-    """Return the lengths of a batch's edges (E,), Å, differentiable in positions and lattice."""
+def vectors(batch: Any) -> torch.Tensor:
+    """Return the vectors from target to source atom of a batch's edges (E, 3), Å."""
     source, target = batch.edge_index
     lattice = batch.lattice.index_select(0, batch.batch).index_select(0, target)
     shift = (batch.edge_shift[:, None, :] @ lattice)[:, 0]
-    return (batch.pos.index_select(0, source) + shift - batch.pos.index_select(0, target)).norm(dim=1)
+    return batch.pos.index_select(0, source) + shift - batch.pos.index_select(0, target)
+
+
+def distances(batch: Any) -> torch.Tensor:
+    """Return the lengths of a batch's edges (E,), Å, differentiable in positions and lattice."""
+    return vectors(batch).norm(dim=1)
 
 
 def validate(arrays: Arrays) -> None:

@@ -23,11 +23,9 @@ from cgnn.model import CrystalGNN
 from cgnn.model.network import raw_outputs
 from cgnn.train.checkpoint import MODEL_FILE, ModelInfo, load_model, save_model
 from cgnn.train.engine import Stop, deferred_signals, engine, reproducible, seed, tensorboard
-from cgnn.train.method import Method, Step
+from cgnn.train.method import Indices, Method, Step
 from cgnn.train.metrics import Baseline, evaluate
 from cgnn.train.state import Progress, State, data_key
-
-Indices = NDArray[np.int64]
 
 
 def _one_cycle(progress: float) -> float:
@@ -127,10 +125,13 @@ class _Session:
         self.ema = AveragedModel(self.model, use_buffers=True) if self.settings.ema else None
         self.average = _Average(self.ema, self.model, self.settings.ema) if self.ema is not None else None
         modules: dict[str, nn.Module] = {"model": self.model} | ({"ema": self.ema} if self.ema is not None else {})
-        modules |= {"method": extra.to(self.fabric.device)} if extra is not None else {}
+        if extra is not None:
+            modules["method"] = extra.to(self.fabric.device, next(self.model.parameters()).dtype)
         self.state = State(modules, self.optimizer, config, data_key(dataset, parts, method.key))
         self.baselines = {
-            target.name: Baseline.fit(target, dataset.label(target, parts["train"])) for target in config.targets
+            target.name: Baseline.fit(target, dataset.label(target, parts["train"]))
+            for target in config.targets
+            if method.uses_labels
         }
         self.logger = tensorboard(folder) if self.settings.tensorboard else None
 
@@ -167,9 +168,10 @@ class _Session:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * self._schedule(share) * group["factor"]
         seed(self.settings.seed, "step", self.progress.epoch, self.progress.step, self.fabric.global_rank)
-        batch = self.dataset.batch(self._share(indices)).to(self.fabric.device)
+        mine = self._share(self.method.draw(indices, self.progress.epoch, self.progress.step))
+        batch = self.dataset.batch(mine).to(self.fabric.device)
         averaged = self.evaluated if self.ema is not None else None
-        loss = self.method.loss(Step(self.model, self.wrapped, averaged, batch, self.settings, share))
+        loss = self.method.loss(Step(self.model, self.wrapped, averaged, batch, mine, self.settings, share))
         self.fabric.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
         found = torch.stack([loss.detach(), norm]).tolist()  # the one time in a step that the device is waited for
@@ -232,6 +234,9 @@ class _Session:
             return {}
         model = self.evaluated.eval()
         batches = (self.dataset.batch(part).to(self.fabric.device) for part in by_edges(self.dataset, indices))
+        own = self.method.validate(model, batches)
+        if own is not None:
+            return own
         raw = raw_outputs(model, batches)
         # by_edges keeps the order, so the outputs stand as the labels do.
         labels = {target.name: self.dataset.label(target, indices) for target in self.config.targets}

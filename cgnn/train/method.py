@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cgnn.config import TrainConfig
 from cgnn.model import CrystalGNN
+
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Step:
         forward: Calls it on a batch as the engine wants it called (precision, several devices).
         averaged: Its copy with averaged weights, where there is one (``train.ema``).
         batch: Crystals with labels.
+        indices: Their places in the data set.
         settings: How the network is fitted.
         done: Share of all steps that lie behind.
     """
@@ -29,6 +34,7 @@ class Step:
     forward: Callable[[Any], dict[str, Tensor]]
     averaged: CrystalGNN | None
     batch: Any
+    indices: Indices
     settings: TrainConfig
     done: float
 
@@ -41,6 +47,9 @@ class Method:
     source: Mapping[str, str] = {}
     """What a model file remembers of the method beside where its crystals come from."""
 
+    uses_labels: bool = True
+    """Whether the network's own targets are learned; otherwise their labels may all be unknown."""
+
     def begin(self, model: CrystalGNN) -> None:
         """Change a fresh network before the first step, its weights for example."""
 
@@ -52,6 +61,13 @@ class Method:
         """Return the factor on the learning rate of a parameter of the network; 0 keeps it as it is."""
         return 1.0
 
+    def draw(self, indices: Indices, epoch: int, step: int) -> Indices:
+        """Return the crystals of a step, given those of the training part whose turn it is.
+
+        A function of the arguments only, or a resumed run ends with other bits than an unbroken one.
+        """
+        return indices
+
     def set_training(self, model: CrystalGNN) -> None:
         """Put a network into training mode."""
         model.train()
@@ -59,3 +75,12 @@ class Method:
     def loss(self, step: Step) -> Tensor:
         """Return the loss of a step."""
         return step.model.loss(step.forward(step.batch), step.batch, step.settings.loss)
+
+    def validate(self, model: CrystalGNN, batches: Iterable[Any]) -> dict[str, float] | None:
+        """Return what a history row tells of the validation part, with ``val_score``; None for the usual scores.
+
+        Args:
+            model: The network that predicts, in evaluation mode.
+            batches: The crystals of the validation part.
+        """
+        return None

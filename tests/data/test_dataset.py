@@ -163,3 +163,37 @@ def test_a_batch_on_a_gpu_lies_there(dataset):
     found = dataset.batch([0, 2])
     assert found.pos.is_cuda
     assert torch.equal(found.edge_index.cpu(), expected.edge_index)
+
+
+def bare_store(tmp_path):
+    """Write crystals with a label, without one, with none of the columns, and with a bad one."""
+    builder = GraphBuilder(GraphConfig())
+    given = [{"k": 5.0}, {"k": None}, {}, {"k": "bad"}]
+    with StoreWriter(tmp_path / "store", "key") as writer:
+        for number, (values, structure) in enumerate(zip(given, STRUCTURES, strict=False)):
+            writer.add(Record(f"c{number}", check_structure(structure), values), builder.arrays(structure))
+    return GraphStore(tmp_path / "store")
+
+
+def test_unlabelled_crystals_are_kept_where_asked(tmp_path):
+    store = bare_store(tmp_path)
+    usual = CrystalDataset(store, TARGETS[:1])
+    assert usual.ids == ["c0"]
+    dataset = CrystalDataset(store, TARGETS[:1], keep_unlabelled=True)
+    assert dataset.ids == ["c0", "c1", "c2"]
+    assert [(aside.material_id, aside.code) for aside in dataset.set_aside] == [("c3", "bad_label")]
+    np.testing.assert_array_equal(dataset.label(TARGETS[0]), [5.0, np.nan, np.nan])
+    assert dataset.batch([2, 0]).z.tolist() == [11] * 4 + [17] * 4 + [26]
+
+
+def test_relabelled_and_hidden(dataset):
+    other = dataset.relabelled({"bulk_modulus": np.array([1.0, 2.0, 3.0, np.nan])})
+    np.testing.assert_array_equal(other.label(TARGETS[0]), [1.0, 2.0, 3.0, np.nan])
+    np.testing.assert_array_equal(other.batch([1]).y_bulk_modulus, [2.0])
+    np.testing.assert_array_equal(other.label(TARGETS[1]), dataset.label(TARGETS[1]))
+    np.testing.assert_array_equal(dataset.label(TARGETS[0]), [1.0, 11.0, np.nan, 41.0])
+    hidden = dataset.hidden(np.array([1]))
+    np.testing.assert_array_equal(hidden.label(TARGETS[0]), [1.0, np.nan, np.nan, 41.0])
+    np.testing.assert_array_equal(hidden.label(TARGETS[2], np.array([1])), [np.nan] * 4)
+    charges = np.arange(14.0)
+    np.testing.assert_array_equal(dataset.relabelled({"charge": charges}).label(TARGETS[2]), charges)
