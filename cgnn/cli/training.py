@@ -38,11 +38,8 @@ def together(
     plan = Ensemble(kept.members if members is None else members, by or kept.by, side_by_side or "auto", workers)
 
     def train_all(settings: Config, folder: Path, resume: bool) -> Run:
-        epochs = settings.train.epochs
         say(f"{plan.members} members, by {plan.by}")
-        return train_ensemble(
-            settings, folder, plan, resume, lambda m: _member_report(m, plan.members, epochs), counted
-        )
+        return train_ensemble(settings, folder, plan, resume, _reports(plan.members, settings.train.epochs), counted)
 
     return train_all
 
