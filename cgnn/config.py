@@ -177,7 +177,7 @@ class TransferConfig(_Strict):
     """
 
     init_from: str
-    """Run folder or model file."""
+    """Run folder, model file, or the name of one of the package's own; of an ensemble, its first member."""
     take: tuple[str, ...] = ("embed", "convs", "descriptors", "pool", "heads")
     """Parts whose weights are taken where they fit."""
     freeze: tuple[str, ...] = ()

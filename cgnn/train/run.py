@@ -26,16 +26,26 @@ from cgnn.files import write_json, write_text
 from cgnn.model import CrystalGNN
 from cgnn.model.members import Combined, combined
 from cgnn.model.network import raw_outputs
-from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE
+from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE, ModelInfo
 from cgnn.train.engine import is_first_process
-from cgnn.train.loop import Fitted, Indices, fit
+from cgnn.train.loop import Indices, fit
 from cgnn.train.method import Method
 from cgnn.train.metrics import Baseline, evaluate
 from cgnn.train.transfer import REPORT_FILE, Transfer
 
 Report = Callable[[dict[str, float]], None]
 PARTS = ("train", "val", "test")
-BEFORE_FIT = {"config.yaml", "split.json", "split_report.json", "set_aside.csv", "log.txt", REPORT_FILE}
+ENSEMBLE_FILE = "ensemble.json"
+"""Stands in the folder of an ensemble and says how it is made."""
+BEFORE_FIT = {
+    ENSEMBLE_FILE,
+    REPORT_FILE,
+    "config.yaml",
+    "split.json",
+    "split_report.json",
+    "set_aside.csv",
+    "log.txt",
+}
 """What stands in a run folder before the first epoch has ended."""
 
 
@@ -89,7 +99,7 @@ def train(
     resume: bool = False,
     report: Report | None = None,
     watch: Watch | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None] | None = None,
 ) -> Run:
     """Read crystals, divide them, fit a network, score it, and leave everything in a folder.
 
@@ -109,36 +119,72 @@ def train(
     first = is_first_process()
     is_begun = resume and has_state(folder)
     if first:
-        _check_folder(folder, resume)
+        check_folder(folder, resume)
+        if (folder / ENSEMBLE_FILE).exists():
+            raise ConfigError(f"{folder}: holds an ensemble; go on with it by cgnn.train.train_ensemble")
         if resume and not is_begun:
             warnings.warn(f"{folder}: holds no training state yet; training starts from the beginning", stacklevel=2)
+    method = method_of(config, folder, resume, **({"tell": tell} if tell else {}))
+    crystals = begin(config, folder, first and not is_begun, watch)
+    fitted = fit(config, crystals.dataset, crystals.parts, folder, resume, report, method)
+    metrics = score([fitted.model], fitted.info, crystals.dataset, crystals.parts, folder) if first else {}
+    return Run(folder, config, crystals.split, fitted.history, metrics, tuple(crystals.dataset.set_aside))
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Crystals with labels, and their parts.
+
+    Args:
+        dataset: The crystals.
+        split: The ids of each part.
+        parts: Indices into the data set by part.
+    """
+
+    dataset: CrystalDataset
+    split: Split
+    parts: dict[str, Indices]
+
+
+def begin(config: Config, folder: Path, writes: bool, watch: Watch | None = None) -> Divided:
+    """Read crystals and divide them; write what stands in a run folder before the first epoch.
+
+    Args:
+        config: All settings.
+        folder: Run folder.
+        writes: Whether the files are written: a run that can't be resumed with these settings keeps its own.
+        watch: Wraps the stream of crystals while graphs are built.
+
+    Raises:
+        ConfigError: There is no data file.
+        DataError: The data can't be used.
+    """
     if not config.data.path:
         raise ConfigError("data.path: not set; give the file, for example -o data.path=export.json.gz")
-    method = method_of(config, folder, resume, tell)
     dataset = CrystalDataset(prepare(config.data, config.graph, watch), config.targets)
     for message in dataset.labels.warnings:
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(message, stacklevel=3)
     summaries = dataset.summaries(config.data.split)
     parts = split(config.data.split, summaries)
-    if first and not is_begun:  # a run that can't be resumed with these settings keeps its own
+    if writes:
         write_text(folder / "config.yaml", configs.dump(config))
         parts.save(folder / "split.json")
         write_json(folder / "split_report.json", split_report(parts, summaries))
         write_set_aside(folder / "set_aside.csv", dataset.set_aside)
-    indices = {part: dataset.indices(getattr(parts, part)) for part in PARTS}
-    fitted = fit(config, dataset, indices, folder, resume, report, method)
-    metrics = _score(fitted, dataset, indices, folder) if first else {}
-    return Run(folder, config, parts, fitted.history, metrics, tuple(dataset.set_aside))
+    return Divided(dataset, parts, {part: dataset.indices(getattr(parts, part)) for part in PARTS})
 
 
-def method_of(
-    config: Config, folder: str | Path, resume: bool = False, tell: Callable[[str], None] = lambda line: None
-) -> Method:
-    """Return the way of learning that the settings ask for; the arguments are those of `Transfer`."""
-    return Transfer(config, folder, resume, tell) if config.transfer is not None else Method()
+def method_of(config: Config, *place: Any, **named: Any) -> Method:
+    """Return the way of learning that the settings ask for; the other arguments are those of `Transfer`."""
+    return Transfer(config, *place, **named) if config.transfer is not None else Method()
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
+def check_folder(folder: Path, resume: bool) -> None:
+    """Check that a new run does not overwrite anything.
+
+    Raises:
+        ConfigError: The folder holds something already.
+    """
     if resume:
         return
     if folder.exists() and not folder.is_dir():
@@ -156,19 +202,30 @@ def has_state(folder: str | Path) -> bool:
     return (Path(folder) / "last" / STATE_FILE).is_file()
 
 
-def _score(fitted: Fitted, dataset: CrystalDataset, indices: Mapping[str, Indices], folder: Path) -> dict[str, Any]:
-    """Score validation and test part with the best model; write metrics and predictions."""
-    targets = fitted.info.config.targets
-    baselines = {name: Baseline.from_dict(value) for name, value in fitted.info.baselines.items()}
+def score(
+    members: Sequence[CrystalGNN],
+    info: ModelInfo,
+    dataset: CrystalDataset,
+    indices: Mapping[str, Indices],
+    folder: Path,
+) -> dict[str, Any]:
+    """Score validation and test part; write ``metrics.json`` and ``predictions.csv`` into a run folder.
+
+    The table of an ensemble also holds ``<target>_spread``: the standard deviation of the members' values on the
+    learned scale.
+    """
+    targets = info.config.targets
+    baselines = {name: Baseline.from_dict(value) for name, value in info.baselines.items()}
     metrics: dict[str, Any] = {}
     with TableWriter(folder / "predictions.csv", {t.name: t.unit for t in targets}) as table:
         for part in ("val", "test"):
             if not len(indices[part]):
                 continue
-            decoded = predict_part([fitted.model], dataset, indices[part])
+            found = combined_part(members, dataset, indices[part])
+            decoded = {name: values.numpy() for name, values in found.decoded.items()}
             truth = {target.name: dataset.label(target, indices[part]) for target in targets}
             metrics[part] = evaluate(targets, truth, decoded, baselines)
-            table.add(_columns(fitted.model, dataset, indices[part], part, decoded))
+            table.add(_columns(members, dataset, indices[part], part, found))
     write_json(folder / "metrics.json", metrics)
     return metrics
 
@@ -185,17 +242,19 @@ def combined_part(members: Sequence[CrystalGNN], dataset: CrystalDataset, indice
 
 
 def _columns(
-    model: CrystalGNN, dataset: CrystalDataset, indices: Indices, part: str, decoded: dict[str, NDArray[Any]]
+    members: Sequence[CrystalGNN], dataset: CrystalDataset, indices: Indices, part: str, found: Combined
 ) -> dict[str, Any]:
-    """Return a table of a part: id, part, and per target prediction and label."""
+    """Return a table of a part: id, part, and per target prediction, label and the members' spread."""
     columns: dict[str, Any] = {
         "material_id": [dataset.ids[index] for index in indices],
         "part": [part] * len(indices),
     }
     cuts = np.cumsum(dataset.sizes()[0][indices])[:-1]
-    for target in model.targets:
-        values = model.head(target.name).columns(decoded[target.name])
+    for target in dataset.targets:
+        values = members[0].head(target.name).columns(found.decoded[target.name].numpy())
         values[f"{target.name}_true"] = dataset.label(target, indices)
+        if len(members) > 1 and target.name in found.learned:
+            values[f"{target.name}_spread"] = found.learned[target.name].variance_between.sqrt().numpy()
         if target.level == "atom":
             values = {name: np.split(column, cuts) for name, column in values.items()}  # type: ignore[misc]
         columns |= values

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from cgnn.config import Config, TransferConfig
-from cgnn.errors import CheckpointError, ConfigError, unknown
+from cgnn.errors import ConfigError, unknown
 from cgnn.files import write_json
 from cgnn.model import CrystalGNN
 from cgnn.model.heads import Regression
-from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE, ModelInfo, load_model
+from cgnn.train.checkpoint import STATE_FILE, ModelInfo, load_model
 from cgnn.train.engine import is_first_process
 from cgnn.train.method import Method
+from cgnn.train.pretrained import model_file
 
 REPORT_FILE = "transfer.json"
 LIMITS = {"max_atoms", "max_edges"}
@@ -44,6 +45,10 @@ class _Source:
     model: CrystalGNN
     info: ModelInfo
     checksum: str
+
+
+def _silent(line: str) -> None:
+    """Tell nobody; a function with a name, because methods are sent to processes."""
 
 
 class Transfer(Method):
@@ -71,7 +76,7 @@ class Transfer(Method):
         config: Config,
         folder: str | Path,
         resume: bool = False,
-        tell: Callable[[str], None] = lambda line: None,
+        tell: Callable[[str], None] = _silent,
     ) -> None:
         assert config.transfer is not None
         self.settings: TransferConfig = config.transfer
@@ -173,15 +178,11 @@ class Transfer(Method):
 
 
 def _read(init_from: str) -> _Source:
-    """Read the model of a run folder or a model file."""
-    path = Path(init_from).expanduser()
-    places = [path, path / MODEL_FILE, path / "best" / MODEL_FILE]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise CheckpointError(f"transfer.init_from: {path}: no model found (a run folder with best/{MODEL_FILE}?)")
-    model, info = load_model(found)
+    """Read the first member of a model."""
+    found = model_file(Path(init_from).expanduser())
+    stored = load_model(found)
     with open(found, "rb") as handle:
-        return _Source(model, info, hashlib.file_digest(handle, "sha256").hexdigest())
+        return _Source(stored.members[0], stored.info, hashlib.file_digest(handle, "sha256").hexdigest())
 
 
 def _noted(path: Path) -> str:
