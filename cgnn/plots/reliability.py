@@ -68,7 +68,7 @@ def _coverage(axes: Axes, residual: Array, spread: Array, calibration: Calibrati
     x, y = np.concatenate([[0], levels, [1]]), np.concatenate([[0], found, [1]])
     axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=DASHED, label="exact")
     noise = 2 * np.sqrt(x * (1 - x) / len(residual))
-    axes.fill_between(x, x - noise, x + noise, color=FAINT, alpha=0.25, linewidth=0, label="chance (2σ)")
+    axes.fill_between(x, x - noise, x + noise, color=FAINT, alpha=0.25, linewidth=0, label="chance")
     axes.fill_between(x, x, y, color=COLORS[0], alpha=0.18, linewidth=0)
     axes.plot(levels, found, color=COLORS[0], marker="o", markersize=3.5, label="found")
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title="Coverage")
@@ -84,22 +84,23 @@ def _error_against_spread(axes: Axes, residual: Array, spread: Array, unit: str)
     ends = np.array([min(bins.stated.min(), bins.found.min()), max(bins.stated.max(), bins.found.max())])
     low, high = (max(float(ends[0]), 1e-3 * float(ends[1])) / 1.3, float(ends[1]) * 1.3) if ends[1] > 0 else (0.1, 1.0)
     axes.plot([low, high], [low, high], color=INK, linewidth=1, linestyle=DASHED)
-    # of the root of a mean of squares of n normal errors; heavier tails scatter more
+    # two standard errors of the root of a mean of squares of n normal errors; heavier tails scatter more
     noise = bins.found / np.sqrt(bins.counts / 2)
     axes.errorbar(bins.stated, bins.found, noise, color=COLORS[1], marker="o", markersize=5, linestyle="", capsize=2)
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal", title="Error against spread")
     axes.set(xlabel=label("stated standard deviation", unit), ylabel=label("root mean squared error", unit))
     plain_log(axes, "x", "y")
-    text = f"{len(bins.counts)} bins\nENCE {calibration_error(bins):.2f}"
+    text = f"{len(bins.counts)} bin{'s' if len(bins.counts) > 1 else ''}\nENCE {calibration_error(bins):.2f}"
     axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=9)
 
 
 def _retention(axes: Axes, residual: Array, spread: Array, unit: str) -> None:
     curve = retention(residual, spread)
-    axes.plot(curve.dropped, curve.at_random, color=INK, linewidth=1, linestyle=DASHED, label="any")
-    axes.plot(curve.dropped, curve.by_spread, color=COLORS[2], label="least sure")
-    axes.plot(curve.dropped, curve.by_error, color=FAINT, label="worst (not known)")
+    some = slice(max(1, len(residual) - 9))  # the error of fewer than ten crystals says little
+    axes.axhline(float(curve.at_random[0]), color=INK, linewidth=1, linestyle=DASHED, label="any")
+    axes.plot(curve.dropped[some], curve.by_spread[some], color=COLORS[2], label="least sure")
+    axes.plot(curve.dropped[some], curve.by_error[some], color=FAINT, label="worst (not known)")
     axes.set(xlim=(0, 1), title="Retention", xlabel="share dropped", ylabel=label("MAE of the rest", unit))
     axes.set_ylim(0, 1.45 * max(float(curve.at_random[0]), 1e-12))
-    axes.text(0.03, 0.04, f"gain {curve.gain:.2f}", transform=axes.transAxes, va="bottom", fontsize=9)
+    axes.text(0.03, 0.04, f"gain {round(curve.gain, 2) + 0.0:.2f}", transform=axes.transAxes, va="bottom", fontsize=9)
     axes.legend(loc="upper right", title="dropped first", ncols=3, columnspacing=1.0, handlelength=1.4)

@@ -126,16 +126,18 @@ class Calibration:
         Raises:
             CheckpointError: Other keys, or numbers that no calibration has.
         """
-        if not isinstance(values, Mapping) or set(values) != {field.name for field in fields(cls)}:
-            raise CheckpointError(f"calibration: expected {', '.join(f.name for f in fields(cls))}, got {_short(values)}")
+        names = [field.name for field in fields(cls)]
+        if not isinstance(values, Mapping) or set(values) != set(names):
+            raise CheckpointError(f"calibration: expected {', '.join(names)}, got {values!r:.100}")
         count, quantiles = values["count"], values["quantiles"]
         single = [values[name] for name in ("between", "within", "floor", "constant")]
         if type(count) is not int or count < FEWEST or not isinstance(quantiles, list | tuple):
-            raise CheckpointError(f"calibration: expected a count and a list of quantiles, got {_short(values)}")
+            raise CheckpointError(f"calibration: expected a count and a list of quantiles, got {values!r:.100}")
         if not all(_is_size(number) for number in [*single, *quantiles]) or not values["floor"] > 0:
-            raise CheckpointError(f"calibration: expected finite numbers that are not negative, got {_short(values)}")
-        if len(quantiles) != len(_ranks(count)) or list(quantiles) != sorted(quantiles):
-            raise CheckpointError(f"calibration: expected {len(_ranks(count))} rising quantiles, got {_short(quantiles)}")
+            raise CheckpointError(f"calibration: expected finite numbers that are not negative, got {values!r:.100}")
+        number = len(_ranks(count))
+        if len(quantiles) != number or list(quantiles) != sorted(quantiles):
+            raise CheckpointError(f"calibration: expected {number} rising quantiles, got {quantiles!r:.100}")
         between, within, floor, constant = map(float, single)
         return cls(between, within, floor, tuple(map(float, quantiles)), constant, count)
 
@@ -217,7 +219,3 @@ def _ranks(count: int) -> list[int]:
 
 def _is_size(number: Any) -> bool:
     return type(number) in (int, float) and 0 <= number < 1e30
-
-
-def _short(values: Any) -> str:
-    return repr(values)[:100]

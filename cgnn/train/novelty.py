@@ -66,7 +66,7 @@ class Novelty:
         white = (unique[order] - mean) @ whitening
         points, others = _points(white[::2], seed), white[1::2]
         threshold = float(np.quantile(cdist(others, points).min(axis=1), SHARE))
-        return cls(*(_single(values) for values in (mean, whitening, points)), float(np.float32(threshold)))
+        return cls(_single(mean), _single(whitening), _single(points), float(np.float32(threshold)))
 
     def relative(self, features: ArrayLike) -> Array:
         """Return distances in units of the threshold (n,) of features (n, F): above one is far from training."""

@@ -46,7 +46,9 @@ def coverage_curve(residual: ArrayLike, sigma: ArrayLike, calibration: Calibrati
 
 
 def miscalibration_area(levels: ArrayLike, coverages: ArrayLike) -> float:
-    r"""Return the area between coverage and level, :math:`\int_0^1 |c(q) - q|\,dq`, by trapezoids; 0 is best, 0.5 worst.
+    r"""Return the area between coverage and level, from 0 (exact) to 0.5, by trapezoids.
+
+    .. math:: \int_0^1 |c(q) - q|\,dq
 
     Source: Tran et al., Mach. Learn.: Sci. Technol. 1, 025006 (2020), doi:10.1088/2632-2153/ab7e1a.
     """
@@ -75,9 +77,10 @@ class SpreadBins:
 
 
 def spread_bins(residual: ArrayLike, sigma: ArrayLike, bins: int = 10) -> SpreadBins:
-    """Return errors against spread; fewer bins where a bin would hold fewer than ten crystals."""
+    """Return errors against spread; fewer bins where one would hold fewer than ten crystals, or equal spreads."""
     error, spread = _array(residual), _array(sigma)
-    parts = np.array_split(np.argsort(spread, kind="stable"), max(1, min(bins, len(error) // 10)))
+    number = max(1, min(bins, len(error) // 10, len(np.unique(spread))))
+    parts = np.array_split(np.argsort(spread, kind="stable"), number)
     stated = np.array([np.sqrt(np.mean(spread[part] ** 2)) for part in parts])
     found = np.array([np.sqrt(np.mean(error[part] ** 2)) for part in parts])
     return SpreadBins(stated, found, np.array([len(part) for part in parts]))
@@ -176,9 +179,7 @@ def reliability(
     return {name: score for name, score in scores.items() if np.isfinite(score)}
 
 
-def _widths(
-    target: Target, labels: Array, middle: Array, spread: Array, calibration: Calibration
-) -> dict[str, float]:
+def _widths(target: Target, labels: Array, middle: Array, spread: Array, calibration: Calibration) -> dict[str, float]:
     """Return mean widths and interval scores of the calibrated interval and of one of constant width."""
     scores: dict[str, float] = {}
     half = calibration.half_width(LEVEL) * spread

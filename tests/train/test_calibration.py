@@ -86,7 +86,9 @@ def test_quantiles_are_those_of_the_finite_sample():
     calibration = Calibration.fit(ENERGY, np.zeros(19), np.zeros(19), np.zeros(19), sizes * (-1) ** np.arange(19))
     unit = calibration.sigma(0.0, 0.0)
     for percent in range(1, 96):
-        wanted = np.quantile(sizes, (20 * percent - 0.5) / 1900, method="inverted_cdf")  # half a per cent of a rank less
+        wanted = np.quantile(
+            sizes, (20 * percent - 0.5) / 1900, method="inverted_cdf"
+        )  # half a per cent of a rank less
         assert calibration.half_width(percent / 100) * unit == pytest.approx(wanted)
     assert calibration.half_width(0.96) == math.inf  # 20 * 0.96 > 19: no finite interval is known to cover so much
     assert calibration.half_width(0.891) == calibration.half_width(0.9)
@@ -104,7 +106,7 @@ def test_fewest_labels_are_enough_for_the_interval_of_tables(rng):
 @pytest.mark.parametrize("level", [0.0, -0.5, 0.995, 1.0, math.nan])
 def test_impossible_levels(rng, level):
     value, between, within, truth, _ = noisy(rng, 20)
-    with pytest.raises(ValueError, match="expected a share above 0 and up to 0.99"):
+    with pytest.raises(ValueError, match=r"expected a share above 0 and up to 0\.99"):
         Calibration.fit(BULK, value, between, within, truth).half_width(level)
 
 

@@ -59,7 +59,8 @@ def test_spread_bins_of_true_spreads(rng):
 
 
 def test_spread_bins_of_few_crystals():
-    assert spread_bins(np.ones(25), np.ones(25)).counts.tolist() == [13, 12]
+    assert spread_bins(np.ones(25), np.arange(1.0, 26)).counts.tolist() == [13, 12]
+    assert spread_bins(np.ones(25), np.ones(25)).counts.tolist() == [25]
     assert spread_bins([2.0], [1.0]).found == pytest.approx([2])
 
 
