@@ -15,5 +15,5 @@ def write_model(folder: Path, graph: GraphConfig | None = None) -> Path:
     config = build({"targets": [target], "graph": (graph or GraphConfig()).model_dump()})
     model = CrystalGNN(config.model, config.targets)
     path = folder / MODEL_FILE
-    save_model(path, model, ModelInfo(config=config, elements=tuple(range(1, 119))))
+    save_model(path, [model], ModelInfo(config=config, elements=tuple(range(1, 119))))
     return path

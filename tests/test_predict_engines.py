@@ -95,10 +95,10 @@ def test_workers_may_build_graphs_alone(
     predictor: Predictor, crystals: Path, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for a GPU: graphs come from the workers and are joined for the network, which runs here."""
-    twin = Predictor(predictor.model, predictor.info, "cpu")
+    twin = Predictor(predictor.members, predictor.info, "cpu")
     monkeypatch.setattr(twin, "device", Elsewhere())
     monkeypatch.setattr("cgnn.predict.predictor.EDGES_ON_DEVICE", 100_000)
-    monkeypatch.setattr("cgnn.predict.predictor.Network", lambda model, elements, device: Network(model, elements))
+    monkeypatch.setattr("cgnn.predict.predictor.Network", lambda members, elements, device: Network(members, elements))
     twin.write(blocks(crystals), tmp_path / "p.csv", "processes", 2)
     found, known = (pd.read_csv(io.BytesIO(files["p.csv"])) for files in (written(tmp_path), expected))
     assert found["material_id"].tolist() == known["material_id"].tolist()

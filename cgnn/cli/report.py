@@ -38,7 +38,7 @@ def _plot_parity(result: Evaluation, predictor: Predictor, folder: Path) -> None
 
     from cgnn import plots
 
-    for target in predictor.model.targets:
+    for target in predictor.info.config.targets:
         if target.task != "regression" or target.level != "crystal":
             continue
         baseline = Baseline.from_dict(predictor.info.baselines[target.name])
@@ -53,16 +53,18 @@ def _plot_parity(result: Evaluation, predictor: Predictor, folder: Path) -> None
 def describe(predictor: Predictor) -> str:
     """Return what a model predicts, how it was made, and its scores, as text."""
     info = predictor.info
-    weights = sum(p.numel() for p in predictor.model.parameters())
+    weights = sum(p.numel() for p in predictor.members[0].parameters())
+    count = len(predictor.members)
     graph = info.config.graph
     lines = [
         "targets      " + ", ".join(_target(t) for t in info.config.targets),
         f"network      width {info.config.model.width}, depth {info.config.model.depth}, {weights:,} weights",
+        *([f"members      {count}, by {info.summary.get('by', '?')}; a prediction is their mean"] if count > 1 else []),
         f"graphs       {graph.neighbors}, k {graph.k}, cutoff {graph.cutoff:g} Å",
         f"trained on   {info.summary.get('train', '?')} crystals, validated on {info.summary.get('val', 0)}",
         "data         " + ", ".join(str(value) for value in info.source.values()),
         "elements     " + " ".join(Element.from_Z(z).symbol for z in info.elements),
-        f"best epoch   {info.summary.get('epoch', '?')} of {info.config.train.epochs}",
+        f"best epoch   {_epochs(info.summary)} of {info.config.train.epochs}",
         "made with    " + ", ".join(f"{name} {version}" for name, version in info.versions.items()),
     ]
     scores = _validation(info.summary, info.config.targets)
@@ -94,6 +96,11 @@ def read_set_aside(path: str | Path) -> list[SetAside]:
     """Read what `write_set_aside` wrote."""
     with open(path, encoding="utf-8", newline="") as handle:
         return [SetAside(**row) for row in csv.DictReader(handle)]
+
+
+def _epochs(summary: Mapping[str, Any]) -> str:
+    """Return the best epoch, or that of each member."""
+    return ", ".join(map(str, summary["epochs"])) if "epochs" in summary else str(summary.get("epoch", "?"))
 
 
 def _target(target: Target) -> str:

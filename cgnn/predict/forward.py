@@ -21,6 +21,7 @@ from cgnn.errors import CrystalError, DataError
 from cgnn.graph.build import GraphBuilder
 from cgnn.graph.fields import FIELDS, Arrays
 from cgnn.model import CrystalGNN
+from cgnn.model.members import Learned, combined
 from cgnn.targets import Target
 
 Labels = dict[str, NDArray[np.float64]]
@@ -87,12 +88,15 @@ class Piece:
         columns: Columns of the n that could be predicted.
         flags: What to know of each of these, ``""`` for nothing (n,).
         truth: Their labels, where these were asked for (n).
+        learned: Name of a regression target -> value and spread on its learned scale, arrays (n,); for atom-level
+            targets lists of arrays, as in the columns.
     """
 
     rows: list[Row]
     columns: dict[str, Any]
     flags: list[str]
     truth: list[Labels]
+    learned: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Building:
@@ -153,28 +157,34 @@ class Building:
 
 
 class Network:
-    """A network ready to predict; what is sent to a worker is its weights.
+    """One or several networks ready to predict; what is sent to a worker is their weights.
 
     It uses one processor: where there are more, workers fill them, and the digits are the same everywhere.
 
     Args:
-        model: The network.
+        members: The networks; a prediction is their mean.
         elements: Atomic numbers that occurred in training.
-        device: Where it runs.
+        device: Where they run.
     """
 
-    def __init__(self, model: CrystalGNN, elements: Sequence[int], device: torch.device | None = None) -> None:
-        self._model = model
+    def __init__(
+        self, members: Sequence[CrystalGNN], elements: Sequence[int], device: torch.device | None = None
+    ) -> None:
+        self._members = tuple(members)
         self._elements = tuple(elements)
         self._device = device or torch.device("cpu")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        weights = {name: tensor.detach().cpu().numpy() for name, tensor in self._model.state_dict().items()}
-        return _revived, (self._model.config, self._model.targets, weights, self._elements)
+        first = self._members[0]
+        weights = [
+            {name: tensor.detach().cpu().numpy() for name, tensor in member.state_dict().items()}
+            for member in self._members
+        ]
+        return _revived, (first.config, first.targets, weights, self._elements)
 
     @cached_property
-    def _folded(self) -> CrystalGNN:
-        return self._model.folded().to(self._device)
+    def _folded(self) -> list[CrystalGNN]:
+        return [member.folded().to(self._device) for member in self._members]
 
     @cached_property
     def _is_known(self) -> NDArray[np.bool_]:
@@ -189,27 +199,38 @@ class Network:
             return piece
         (fields,) = graphs.packed().fields
         atoms = np.array(graphs.atoms)
-        decoded = self._decoded(fields, atoms, np.array(graphs.edges))
+        decoded, learned = self._decoded(fields, atoms, np.array(graphs.edges))
         cuts = np.cumsum(atoms)[:-1]
-        for target in self._model.targets:
-            columns: Mapping[str, Any] = self._model.head(target.name).columns(decoded[target.name])
+        first = self._members[0]
+        for target in first.targets:
+            columns: Mapping[str, Any] = first.head(target.name).columns(decoded[target.name])
+            spreads: Mapping[str, Any] = learned.get(target.name, {})
             if target.level == "atom":
-                columns = {name: np.split(values, cuts) for name, values in columns.items()}
+                columns, spreads = (
+                    {name: np.split(values, cuts) for name, values in table.items()} for table in (columns, spreads)
+                )
             piece.columns |= columns
+            piece.learned |= {target.name: dict(spreads)} if spreads else {}
         piece.flags = self._flags(fields["z"], atoms)
         return piece
 
     @torch.no_grad()
     def _decoded(
         self, fields: Arrays, atoms: NDArray[np.int64], edges: NDArray[np.int64]
-    ) -> dict[str, NDArray[np.float64]]:
+    ) -> tuple[dict[str, NDArray[np.float64]], dict[str, dict[str, NDArray[np.float64]]]]:
+        """Return physical values by target, and the fields of `Learned` by regression target."""
         torch.set_flush_denormal(True)
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             tensors = {name: torch.from_numpy(values).to(self._device) for name, values in fields.items()}
-            raw = self._folded(join(tensors, atoms, edges))
-            return {name: values.cpu().numpy() for name, values in self._folded.decode(raw).items()}
+            batch = join(tensors, atoms, edges)
+            found = combined(self._folded, [member(batch) for member in self._folded])
+            learned = {
+                name: {part: values.cpu().numpy() for part, values in zip(Learned._fields, each, strict=True)}
+                for name, each in found.learned.items()
+            }
+            return {name: values.cpu().numpy() for name, values in found.decoded.items()}, learned
         finally:
             torch.set_num_threads(before)
 
@@ -249,10 +270,13 @@ def _unseen(numbers: Sequence[int]) -> str:
 def _revived(
     config: ModelConfig,
     targets: Sequence[Target],
-    weights: Mapping[str, NDArray[Any]],
+    weights: Sequence[Mapping[str, NDArray[Any]]],
     elements: Sequence[int],
 ) -> Network:
-    with torch.device("meta"):
-        model = CrystalGNN(config, targets)
-    model.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()}, assign=True)
-    return Network(model.eval(), elements)
+    members = []
+    for each in weights:
+        with torch.device("meta"):
+            member = CrystalGNN(config, targets)
+        member.load_state_dict({name: torch.from_numpy(values) for name, values in each.items()}, assign=True)
+        members.append(member.eval())
+    return Network(members, elements)

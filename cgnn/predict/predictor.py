@@ -22,6 +22,7 @@ from cgnn.graph.build import GraphBuilder
 from cgnn.model import CrystalGNN
 from cgnn.predict.forward import Building, Forward, Graphs, Labels, Network, Piece
 from cgnn.predict.predictions import Evaluation, Predictions, joined
+from cgnn.targets import Target
 from cgnn.train.checkpoint import MODEL_FILE, ModelInfo, load_model
 from cgnn.train.metrics import Baseline, evaluate
 
@@ -42,8 +43,8 @@ class Predictor:
     Crystals become graphs with the settings the model was trained with; there is no other way.
 
     Args:
-        model: The network.
-        info: What travels with it.
+        members: The networks; a prediction is their mean.
+        info: What travels with them.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Example:
@@ -51,10 +52,10 @@ class Predictor:
         >>> predictor.predict([structure]).to_frame()  # doctest: +SKIP
     """
 
-    def __init__(self, model: CrystalGNN, info: ModelInfo, device: str = "auto") -> None:
+    def __init__(self, members: Sequence[CrystalGNN], info: ModelInfo, device: str = "auto") -> None:
         self.info = info
         self.device = _device(device)
-        self.model = model.to(self.device).eval()
+        self.members = tuple(member.to(self.device).eval() for member in members)
         self.builder = GraphBuilder(info.config.graph)
 
     @classmethod
@@ -74,7 +75,7 @@ class Predictor:
     @property
     def units(self) -> dict[str, str]:
         """Target name -> physical unit."""
-        return {target.name: target.unit for target in self.model.targets}
+        return {target.name: target.unit for target in self.info.config.targets}
 
     def predict(self, crystals: Any, ids: Sequence[str] | None = None) -> Predictions:
         """Predict crystals.
@@ -164,7 +165,7 @@ class Predictor:
         Raises:
             DataError: No crystal has a label.
         """
-        targets = self.model.targets
+        targets = self.info.config.targets
         found: list[Predictions] = []
         truth: list[Labels] = []
         with closing(self._pieces(crystals, engine, workers, is_scored=True)) as pieces:
@@ -179,7 +180,7 @@ class Predictor:
         apart = {target.name: [label[target.name] for label in truth] for target in targets}
         labels_ = {name: np.concatenate(values) for name, values in apart.items()}
         baselines = {name: Baseline.from_dict(value) for name, value in self.info.baselines.items()}
-        scores = evaluate(targets, labels_, _flat(self.model, result), baselines)
+        scores = evaluate(targets, labels_, _flat(targets, result), baselines)
         columns = {t.name: apart[t.name] if t.level == "atom" else labels_[t.name] for t in targets}
         return Evaluation(scores, result, columns)
 
@@ -200,8 +201,8 @@ class Predictor:
         self, source: Iterable[Block], engine: str, workers: int, is_scored: bool
     ) -> Generator[Piece, None, None]:
         """Yield predictions; on a GPU the workers build graphs and this process runs the network."""
-        building = Building(self.info.config.graph, self.model.targets if is_scored else ())
-        network = Network(self.model, self.info.elements, self.device)
+        building = Building(self.info.config.graph, self.info.config.targets if is_scored else ())
+        network = Network(self.members, self.info.elements, self.device)
         is_here = self.device.type != "cpu"
         function = building if is_here else Forward(building, network)
         with closing(run(engine, function, source, workers)) as results:
@@ -251,10 +252,10 @@ def _gathered(parts: Iterable[Graphs]) -> Iterator[Graphs]:
         yield gathered
 
 
-def _flat(model: CrystalGNN, result: Predictions) -> dict[str, NDArray[Any]]:
+def _flat(targets: Sequence[Target], result: Predictions) -> dict[str, NDArray[Any]]:
     """Return predictions as the metrics want them: flat over atoms, probabilities for classes."""
     flat = {}
-    for target in model.targets:
+    for target in targets:
         names = [target.name]
         if target.task == "multiclass":
             names = [f"{target.name}_p_{label}" for label in target.classes]

@@ -2,16 +2,19 @@
 
 A file holds tensors and, in its header, one JSON text with everything else. A checksum over both finds every
 altered byte. Nothing is pickled. Files are replaced atomically.
+
+A model has one or several members: the tensors of member i are named ``i.<name>``. Tensors named
+``reference.<name>`` belong to no member.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,11 +30,25 @@ from cgnn.graph.build import SCHEMA
 from cgnn.model import CrystalGNN
 from cgnn.model.embed import ELEMENT_TABLE_VERSION
 
-VERSION = 1
+VERSION = 2
 """Version of the model file; raise it with every change and add the upgrade from the one before."""
 
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""Version -> function that turns the JSON part of that version into the next one's."""
+Tensors = dict[str, Tensor]
+Parts = tuple[dict[str, Any], Tensors]
+"""What a file holds: the JSON part and the tensors."""
+
+
+def _with_members(content: dict[str, Any], tensors: Tensors) -> Parts:
+    """Version 1 held one network, without a number before its names."""
+    named = {f"0.{name}": tensor for name, tensor in tensors.items()}
+    return {**content, "members": 1, "calibration": {}}, named
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any], Tensors], Parts]] = {1: _with_members}
+"""Version -> function that turns JSON part and tensors of that version into the next one's."""
+
+REFERENCE = "reference"
+"""Prefix of the tensors that belong to no member."""
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.safetensors"
@@ -47,7 +64,9 @@ class ModelInfo:
         baselines: Target name -> what predicting the training mean needs (`cgnn.train.metrics.Baseline`).
         summary: Numbers of the training: crystals, epoch, validation scores.
         source: Where the training crystals come from: file, and database version and licence where known.
+        calibration: Target name -> what turns spreads into errors, plain JSON; empty where it was not calibrated.
         versions: Versions of the packages and of the element tables it was made with.
+        reference: Small tensors that tell how far a crystal is from those of the training.
     """
 
     config: Config
@@ -55,6 +74,7 @@ class ModelInfo:
     baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "cgnn": cgnn.__version__,
@@ -62,31 +82,53 @@ class ModelInfo:
             "element tables": str(ELEMENT_TABLE_VERSION),
         }
     )
+    reference: Tensors = field(default_factory=dict, compare=False)  # tensors do not compare to one truth value
 
 
-def save_model(path: str | Path, model: CrystalGNN, info: ModelInfo) -> None:
+class StoredModel(NamedTuple):
+    """What a model file holds.
+
+    Args:
+        members: The networks, in evaluation mode; a prediction is their mean.
+        info: What travels with them.
+    """
+
+    members: tuple[CrystalGNN, ...]
+    info: ModelInfo
+
+
+def save_model(path: str | Path, members: Sequence[CrystalGNN], info: ModelInfo) -> None:
     """Write a self-contained model file."""
+    rest = {name: value for name, value in vars(info).items() if name != REFERENCE}
     content = {
         "kind": "model",
         "version": VERSION,
         "graph_schema": SCHEMA,
-        **asdict(info),
+        "members": len(members),
+        **rest,
         "config": info.config.model_dump(mode="json"),
     }
-    write_tensors(path, model.state_dict(), content)
+    tensors = {
+        f"{number}.{name}": tensor
+        for number, member in enumerate(members)
+        for name, tensor in member.state_dict().items()
+    }
+    write_tensors(path, tensors | {f"{REFERENCE}.{name}": t for name, t in info.reference.items()}, content)
 
 
-def load_model(path: str | Path) -> tuple[CrystalGNN, ModelInfo]:
+def load_model(path: str | Path) -> StoredModel:
     """Read a model file.
 
     Returns:
-        The network in evaluation mode, on the CPU, and what travels with it.
+        The networks in evaluation mode, on the CPU, and what travels with them.
 
     Raises:
         CheckpointError: The file is missing, damaged, of another kind or of a newer version.
     """
-    tensors, content = read_tensors(path)
-    content = _upgraded(content, path)
+    found, description = read_tensors(path)
+    content, tensors = _upgraded(description, found, path)
+    parts = _by_prefix(tensors)
+    reference = parts.pop(REFERENCE, {})
     try:
         info = ModelInfo(
             config=configs.build(content["config"], source=str(path)),
@@ -94,30 +136,57 @@ def load_model(path: str | Path) -> tuple[CrystalGNN, ModelInfo]:
             baselines=dict(content["baselines"]),
             summary=dict(content["summary"]),
             source=dict(content["source"]),
+            calibration=dict(content["calibration"]),
             versions=dict(content["versions"]),
+            reference=reference,
         )
-        with torch.device("meta"):  # takes no memory, whatever sizes the file asks for
-            model = CrystalGNN(info.config.model, info.config.targets)
-        expected = model.state_dict()
-        model.load_state_dict(tensors, assign=True)
+        if type(content["members"]) is not int or content["members"] != max(len(parts), 1):
+            raise ValueError(f"holds the weights of {len(parts)} members, expected {content['members']!r}")
+        members = [_member(info.config, parts.get(str(number), {})) for number in range(content["members"])]
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         why = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: not a model this version can read: {why}") from None
-    _check_numbers(tensors, expected, path)
-    return model.eval(), info
+    _check_numbers(parts, members[0], path)
+    _check_finite({f"{REFERENCE}.{name}": tensor for name, tensor in reference.items()}, path)
+    return StoredModel(tuple(member.eval() for member in members), info)
 
 
-def _check_numbers(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path) -> None:
-    precision = tensors[next(iter(tensors))].dtype
+def _by_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensors]:
+    """Return tensors by what stands before the first dot of their names, and by the rest."""
+    parts: dict[str, Tensors] = {}
     for name, tensor in tensors.items():
-        wanted = precision if expected[name].is_floating_point() else expected[name].dtype
-        if tensor.dtype != wanted or precision not in (torch.float32, torch.float64):
-            raise CheckpointError(f"{path}: {name} holds numbers of another type ({tensor.dtype})")
+        prefix, _, rest = name.partition(".")
+        parts.setdefault(prefix, {})[rest] = tensor
+    return parts
+
+
+def _member(config: Config, tensors: Tensors) -> CrystalGNN:
+    with torch.device("meta"):  # takes no memory, whatever sizes the file asks for
+        member = CrystalGNN(config.model, config.targets)
+    member.load_state_dict(tensors, assign=True)
+    return member
+
+
+def _check_numbers(parts: Mapping[str, Tensors], model: CrystalGNN, path: str | Path) -> None:
+    """Check that all members hold the numbers of one precision, and such that can be calculated with."""
+    with torch.device("meta"):
+        expected = CrystalGNN(model.config, model.targets).state_dict()
+    precision = next(parts["0"][name].dtype for name, tensor in expected.items() if tensor.is_floating_point())
+    for prefix, tensors in parts.items():
+        for name, tensor in tensors.items():
+            wanted = precision if expected[name].is_floating_point() else expected[name].dtype
+            if tensor.dtype != wanted or precision not in (torch.float32, torch.float64):
+                raise CheckpointError(f"{path}: {prefix}.{name} holds numbers of another type ({tensor.dtype})")
+        _check_finite({f"{prefix}.{name}": tensor for name, tensor in tensors.items()}, path)
+
+
+def _check_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name} holds numbers that are not finite")
 
 
-def _upgraded(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
+def _upgraded(content: dict[str, Any], tensors: Tensors, path: str | Path) -> Parts:
     if content.get("kind") != "model":
         raise CheckpointError(f"{path}: holds a {content.get('kind')!r}, expected a model")
     version = content.get("version")
@@ -131,9 +200,9 @@ def _upgraded(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
             "install the cgnn it was made with"
         )
     while version < VERSION:
-        content = UPGRADES[version](content)
+        content, tensors = UPGRADES[version](content, tensors)
         version += 1
-    return content
+    return content, tensors
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:

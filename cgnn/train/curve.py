@@ -65,7 +65,7 @@ def _fit_one(config: Config, dataset: CrystalDataset, parts: dict[str, Indices],
     model = fit(config, dataset, parts, folder, resume=True).model
     truth = {target.name: dataset.label(target, parts["test"]) for target in config.targets}
     baselines = {target.name: Baseline.fit(target, dataset.label(target, parts["train"])) for target in config.targets}
-    scores = evaluate(config.targets, truth, predict_part(model, dataset, parts["test"]), baselines)
+    scores = evaluate(config.targets, truth, predict_part([model], dataset, parts["test"]), baselines)
     return [
         {"target": name, "score": key, "value": value, "baseline": entries[f"baseline_{key}"]}
         for name, entries in scores.items()

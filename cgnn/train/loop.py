@@ -257,7 +257,7 @@ class _Session:
 
     def _save_best(self, row: dict[str, float]) -> None:
         if self.fabric.is_global_zero:
-            save_model(self.folder / "best" / MODEL_FILE, self.evaluated, self._info(row))
+            save_model(self.folder / "best" / MODEL_FILE, [self.evaluated], self._info(row))
 
     def save(self) -> None:
         if self.fabric.is_global_zero:
@@ -271,8 +271,8 @@ class _Session:
 
     def result(self) -> Fitted:
         self.fabric.barrier()
-        model, info = load_model(self.folder / "best" / MODEL_FILE)
-        return Fitted(model, info, self.progress.history)
+        stored = load_model(self.folder / "best" / MODEL_FILE)
+        return Fitted(stored.members[0], stored.info, self.progress.history)
 
 
 class _LabelView:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cgnn.data.tables import TableWriter, write_set_aside
 from cgnn.errors import CheckpointError, ConfigError, DataError
 from cgnn.files import write_json, write_text
 from cgnn.model import CrystalGNN
+from cgnn.model.members import Combined, combined
 from cgnn.model.network import raw_outputs
 from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE
 from cgnn.train.engine import is_first_process
@@ -152,7 +153,7 @@ def _score(fitted: Fitted, dataset: CrystalDataset, indices: Mapping[str, Indice
         for part in ("val", "test"):
             if not len(indices[part]):
                 continue
-            decoded = predict_part(fitted.model, dataset, indices[part])
+            decoded = predict_part([fitted.model], dataset, indices[part])
             truth = {target.name: dataset.label(target, indices[part]) for target in targets}
             metrics[part] = evaluate(targets, truth, decoded, baselines)
             table.add(_columns(fitted.model, dataset, indices[part], part, decoded))
@@ -160,10 +161,15 @@ def _score(fitted: Fitted, dataset: CrystalDataset, indices: Mapping[str, Indice
     return metrics
 
 
-def predict_part(model: CrystalGNN, dataset: CrystalDataset, indices: Indices) -> dict[str, NDArray[Any]]:
+def predict_part(members: Sequence[CrystalGNN], dataset: CrystalDataset, indices: Indices) -> dict[str, NDArray[Any]]:
     """Return decoded predictions of some crystals of a data set by target name."""
-    raw = raw_outputs(model, (dataset.batch(part) for part in by_edges(dataset, indices)))
-    return {name: values.numpy() for name, values in model.decode(raw).items()}
+    return {name: values.numpy() for name, values in combined_part(members, dataset, indices).decoded.items()}
+
+
+def combined_part(members: Sequence[CrystalGNN], dataset: CrystalDataset, indices: Indices) -> Combined:
+    """Return what members say together of some crystals of a data set."""
+    parts = by_edges(dataset, indices)
+    return combined(members, [raw_outputs(member, (dataset.batch(part) for part in parts)) for member in members])
 
 
 def _columns(

@@ -1,6 +1,6 @@
 """Make a golden model of this version of the model file and what it predicts.
 
-    python tests/golden/make.py tests/golden/model-1
+    python tests/golden/make.py tests/golden/model-2
 
 Run it when ``cgnn.train.checkpoint.VERSION`` is raised, under a new name; the old files stay.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pymatgen.core import Lattice, Structure
 
-from cgnn.config import build
+from cgnn.config import Config, build
 from cgnn.model import CrystalGNN
 from cgnn.predict import Predictor
 from cgnn.train.checkpoint import ModelInfo, save_model
@@ -36,17 +36,22 @@ SETTINGS = {
 }
 
 
-def make(stem: str) -> None:
-    config = build(SETTINGS)
-    torch.manual_seed(20261121)
+def _member(config: Config) -> CrystalGNN:
     model = CrystalGNN(config.model, config.targets)
     with torch.no_grad():
         for name, tensor in sorted(model.named_buffers()):
             if tensor.is_floating_point() and "table" not in name and "centers" not in name:
                 tensor.copy_(torch.rand_like(tensor) + 0.5)
+    return model.eval()
+
+
+def make(stem: str) -> None:
+    config = build(SETTINGS)
+    torch.manual_seed(20261121)
+    members = [_member(config), _member(config)]
     baselines = {"bulk_modulus": {"value": 100.0, "learned": 1.9}}
     info = ModelInfo(config, elements=(8, 12, 13, 28, 29), baselines=baselines, summary={"epoch": 1})
-    save_model(f"{stem}.safetensors", model.eval(), info)
+    save_model(f"{stem}.safetensors", members, info)
     crystals = [Structure(Lattice(c["lattice"]), c["species"], c["coords"]) for c in CRYSTALS]
     found = Predictor.load(f"{stem}.safetensors", "cpu").predict(crystals)
     columns = {

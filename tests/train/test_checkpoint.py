@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -61,7 +62,7 @@ def model(info):
 
 @pytest.fixture
 def path(tmp_path, model, info):
-    save_model(tmp_path / MODEL_FILE, model, info)
+    save_model(tmp_path / MODEL_FILE, [model], info)
     return tmp_path / MODEL_FILE
 
 
@@ -71,7 +72,7 @@ def predictions(path):
 
 
 def test_saved_and_loaded_are_equal(path, model, info):
-    loaded, found = load_model(path)
+    (loaded,), found = load_model(path)
     assert found == info
     assert not loaded.training
     assert loaded.state_dict().keys() == model.state_dict().keys()
@@ -81,19 +82,19 @@ def test_saved_and_loaded_are_equal(path, model, info):
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
     assert predictions(path) == [
         np.asarray(value).tolist()
-        for column in Predictor(model, info, "cpu").predict(CRYSTALS).columns.values()
+        for column in Predictor([model], info, "cpu").predict(CRYSTALS).columns.values()
         for value in column
     ]
 
 
 def test_double_precision_is_kept(tmp_path, model, info):
-    save_model(tmp_path / "a", model.double(), info)
-    loaded, _ = load_model(tmp_path / "a")
+    save_model(tmp_path / "a", [model.double()], info)
+    (loaded,), _ = load_model(tmp_path / "a")
     assert {p.dtype for p in loaded.parameters()} == {torch.float64}
 
 
 def test_same_content_same_bytes(path, tmp_path, model, info):
-    save_model(tmp_path / "again", model, info)
+    save_model(tmp_path / "again", [model], info)
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
@@ -172,7 +173,7 @@ def setting(section, **values):
     return lambda content, tensors: content["config"][section].update(values)
 
 
-FIRST = "convs.0.target.bias"
+FIRST = "0.convs.0.target.bias"
 FORGERIES = {
     "kind": (put("kind", "state"), "holds a 'state', expected a model"),
     "no kind": (drop("kind"), "holds a None, expected a model"),
@@ -194,8 +195,42 @@ FORGERIES = {
     "elements number": (put("elements", 5), "not a model this version can read"),
     "summary list": (put("summary", [1]), "not a model this version can read"),
     "baselines text": (put("baselines", "x"), "not a model this version can read"),
+    "calibration text": (put("calibration", "x"), "not a model this version can read"),
+    "no calibration": (drop("calibration"), "not a model this version can read"),
+    "no members": (drop("members"), "not a model this version can read"),
+    "zero members": (put("members", 0), "holds the weights of 1 members, expected 0"),
+    "more members": (put("members", 10**12), "holds the weights of 1 members, expected 1000000000000"),
+    "members text": (put("members", "1"), "holds the weights of 1 members, expected '1'"),
+    "members true": (put("members", True), "holds the weights of 1 members, expected True"),
+    "another member": (weight(FIRST.replace("0.", "1.", 1), torch.zeros(8)), "holds the weights of 2 members"),
+    "half a member": (
+        lambda content, tensors: (
+            content.update(members=2),
+            tensors.update({FIRST.replace("0.", "1.", 1): torch.zeros(8)}),
+        ),
+        "Missing key",
+    ),
+    "member of another precision": (
+        lambda content, tensors: (
+            content.update(members=2),
+            tensors.update({n.replace("0.", "1.", 1): t.double() for n, t in tensors.items() if n[0] == "0"}),
+        ),
+        r"1\..* holds numbers of another type",
+    ),
+    "member by another name": (
+        lambda content, tensors: (
+            content.update(members=2),
+            tensors.update({n.replace("0.", "01.", 1): t for n, t in tensors.items()}),
+        ),
+        "Missing key",
+    ),
+    "infinite reference": (
+        weight("reference.a", torch.tensor([torch.inf])),
+        r"reference\.a holds numbers that are not",
+    ),
     "missing tensor": (lambda content, tensors: tensors.pop(FIRST), "Missing key"),
-    "further tensor": (weight("evil", torch.zeros(1)), "Unexpected key"),
+    "further tensor": (weight("0.evil", torch.zeros(1)), "Unexpected key"),
+    "foreign tensor": (weight("evil", torch.zeros(1)), "holds the weights of 2 members, expected 1"),
     "shape": (weight(FIRST, torch.zeros(3)), "size mismatch"),
     "nan": (weight(FIRST, torch.full((8,), torch.nan)), f"{FIRST} holds numbers that are not finite"),
     "inf": (weight(FIRST, torch.full((8,), torch.inf)), f"{FIRST} holds numbers that are not finite"),
@@ -245,6 +280,30 @@ def test_a_file_without_tensors(path):
         load_model(path)
 
 
+def test_several_members_and_a_reference(tmp_path, model, info):
+    """All come back in their order; the prediction is their mean on the learned scale."""
+    torch.manual_seed(1)
+    twin = CrystalGNN(info.config.model, info.config.targets).eval()
+    reference = {"points": torch.arange(6.0).reshape(2, 3), "numbers": torch.arange(3)}
+    extended = dataclasses.replace(info, calibration={"bulk_modulus": {"a": 1.0}}, reference=reference)
+    save_model(tmp_path / "a.safetensors", [model, twin], extended)
+    members, found = load_model(tmp_path / "a.safetensors")
+    assert found == extended
+    assert found.reference.keys() == reference.keys()
+    assert all(torch.equal(found.reference[name], tensor) for name, tensor in reference.items())
+    for member, expected in zip(members, (model, twin), strict=True):
+        assert not member.training
+        for name, tensor in expected.state_dict().items():
+            assert torch.equal(member.state_dict()[name], tensor)
+    together = Predictor.load(tmp_path / "a.safetensors", "cpu").predict(CRYSTALS)
+    first, second = (Predictor([member], info, "cpu").predict(CRYSTALS) for member in (model, twin))
+    moduli = np.sqrt(first["bulk_modulus"] * second["bulk_modulus"])  # the mean of logarithms
+    np.testing.assert_allclose(together["bulk_modulus"], moduli, rtol=1e-12)
+    np.testing.assert_allclose(together["is_metal"], (first["is_metal"] + second["is_metal"]) / 2, rtol=1e-12)
+    np.testing.assert_allclose(together["type_p_b"], (first["type_p_b"] + second["type_p_b"]) / 2, rtol=1e-12)
+    np.testing.assert_allclose(together["charge"][0], (first["charge"][0] + second["charge"][0]) / 2, rtol=1e-12)
+
+
 def test_missing_files(tmp_path, path):
     with pytest.raises(CheckpointError, match="nothing: no such file"):
         load_model(tmp_path / "nothing")
@@ -260,13 +319,20 @@ def test_a_state_is_no_model(trained):
 
 
 def test_older_versions_are_upgraded(path, monkeypatch):
-    """The way a later version goes: each step turns the description of one version into the next one's."""
+    """The way a later version goes: each step turns description and tensors of one version into the next one's."""
+
+    def doubled(content, tensors):
+        return {**content, "elements": [1]}, {**tensors, FIRST: 2 * tensors[FIRST]}
+
+    bias = read_tensors(path)[0][FIRST]
     monkeypatch.setattr(module, "VERSION", VERSION + 2)
-    monkeypatch.setitem(module.UPGRADES, VERSION, lambda content: {**content, "note": ["first"]})
+    monkeypatch.setitem(module.UPGRADES, VERSION, lambda content, tensors: ({**content, "note": ["first"]}, tensors))
     with pytest.raises(CheckpointError, match=r"not a model this version can read|model format"):
         load_model(path)
-    monkeypatch.setitem(module.UPGRADES, VERSION + 1, lambda content: {**content, "elements": [1]})
-    assert load_model(path)[1].elements == (1,)
+    monkeypatch.setitem(module.UPGRADES, VERSION + 1, doubled)
+    (member,), found = load_model(path)
+    assert found.elements == (1,)
+    assert torch.equal(member.convs[0].target.bias, 2 * bias)
 
 
 def test_sidecars_are_not_read(path):
@@ -284,7 +350,8 @@ def test_text_of_the_header_is_json(path):
     description = json.loads(header["__metadata__"]["cgnn"])
     assert set(description) == {"checksum", "content"}
     assert set(description["content"]) == {
-        "kind", "version", "graph_schema", "config", "elements", "baselines", "summary", "source", "versions",
+        "kind", "version", "graph_schema", "members", "config", "elements", "baselines", "summary", "source",
+        "calibration", "versions",
     }  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def test_run_is_read_back(trained, small_settings):
     assert run.config == build(small_settings) == load(trained / "config.yaml")
     assert len(run.history) == 3
     assert run.model_file.is_file()
-    model, info = load_model(run.model_file)
+    (model,), info = load_model(run.model_file)
     assert info.config == run.config
     assert tuple(target.name for target in model.targets) == TARGETS
     assert has_state(trained)
@@ -228,7 +228,7 @@ def test_two_processes_on_the_cpu(small_settings, tmp_path, missing, embedded_do
     run = Run.load(tmp_path / "run")
     assert len(run.history) == 3
     assert set(run.metrics) == {"val", "test"}
-    model, _ = load_model(run.model_file)
+    (model,), _ = load_model(run.model_file)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]["devices"] == 2
