@@ -17,6 +17,8 @@ Array = NDArray[np.float64]
 
 POINTS, DIRECTIONS = 500, 64
 """So many reference points and directions are stored at most: below 200 kB."""
+FEWEST = 100
+"""Different crystals below which there is no reference: half of them must show where `SHARE` of them end."""
 SHARE = 0.99
 """Share of the training crystals that lies below the threshold."""
 _FLAT = 1e-4
@@ -43,7 +45,7 @@ class Novelty:
 
     @classmethod
     def fit(cls, features: ArrayLike, seed: int = 0) -> Novelty | None:
-        """Take the reference from the features of training crystals (n, F); None for fewer than four different ones.
+        """Take the reference from the features of training crystals (n, F); None for fewer than `FEWEST` different.
 
         One half of the crystals gives the points, k-means centres where there are many, the other half the threshold:
         a crystal is no measure of its own distance. On moduli, with halides or oxides kept from training, this told
@@ -56,7 +58,7 @@ class Novelty:
         """
         given = np.asarray(features, dtype=np.float64)
         unique = given[np.sort(np.unique(given, axis=0, return_index=True)[1])]
-        if len(unique) < 4:
+        if len(unique) < FEWEST:
             return None
         mean = unique.mean(axis=0)
         _, spread, directions = np.linalg.svd(unique - mean, full_matrices=False)

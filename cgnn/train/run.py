@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from cgnn.files import write_json, write_text
 from cgnn.model import CrystalGNN
 from cgnn.model.members import Combined, combined
 from cgnn.model.network import raw_outputs
-from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE
+from cgnn.train.assess import assessed
+from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE, ModelInfo, save_model
+from cgnn.train.confidence import PART, Confidence
 from cgnn.train.engine import is_first_process
 from cgnn.train.loop import Fitted, Indices, fit
 from cgnn.train.metrics import Baseline, evaluate
@@ -122,6 +124,8 @@ def train(
         write_set_aside(folder / "set_aside.csv", dataset.set_aside)
     indices = {part: dataset.indices(getattr(parts, part)) for part in PARTS}
     fitted = fit(config, dataset, indices, folder, resume, report)
+    if first:
+        fitted = replace(fitted, info=_assessed(fitted, dataset, indices, folder))
     metrics = _score(fitted, dataset, indices, folder) if first else {}
     return Run(folder, config, parts, fitted.history, metrics, tuple(dataset.set_aside))
 
@@ -144,19 +148,34 @@ def has_state(folder: str | Path) -> bool:
     return (Path(folder) / "last" / STATE_FILE).is_file()
 
 
+def _assessed(fitted: Fitted, dataset: CrystalDataset, indices: Mapping[str, Indices], folder: Path) -> ModelInfo:
+    """Put what the model knows of its own errors into its file."""
+    if fitted.info.calibration or fitted.info.reference:
+        return fitted.info  # of a finished run, which is left as it is
+    info = assessed([fitted.model], fitted.info, dataset, indices)
+    save_model(folder / "best" / MODEL_FILE, [fitted.model], info)
+    return info
+
+
 def _score(fitted: Fitted, dataset: CrystalDataset, indices: Mapping[str, Indices], folder: Path) -> dict[str, Any]:
     """Score validation and test part with the best model; write metrics and predictions."""
     targets = fitted.info.config.targets
     baselines = {name: Baseline.from_dict(value) for name, value in fitted.info.baselines.items()}
     metrics: dict[str, Any] = {}
-    with TableWriter(folder / "predictions.csv", {t.name: t.unit for t in targets}) as table:
+    confidence = fitted.info.confidence()
+    with TableWriter(folder / "predictions.csv", {t.name: t.unit for t in targets} | confidence.units()) as table:
         for part in ("val", "test"):
             if not len(indices[part]):
                 continue
-            decoded = predict_part([fitted.model], dataset, indices[part])
+            found = combined_part([fitted.model], dataset, indices[part])
+            decoded = {name: values.numpy() for name, values in found.decoded.items()}
             truth = {target.name: dataset.label(target, indices[part]) for target in targets}
             metrics[part] = evaluate(targets, truth, decoded, baselines)
-            table.add(_columns(fitted.model, dataset, indices[part], part, decoded))
+            learned = {name: each.arrays() for name, each in found.learned.items()}
+            if part != PART:  # of the part that it was calibrated on, the coverage is what it must be
+                for t in confidence.targets:
+                    metrics[part][t.name] |= confidence.scores(t.name, truth[t.name], learned[t.name])
+            table.add(_columns(fitted.model, dataset, indices[part], part, decoded, confidence, learned))
     write_json(folder / "metrics.json", metrics)
     return metrics
 
@@ -173,7 +192,13 @@ def combined_part(members: Sequence[CrystalGNN], dataset: CrystalDataset, indice
 
 
 def _columns(
-    model: CrystalGNN, dataset: CrystalDataset, indices: Indices, part: str, decoded: dict[str, NDArray[Any]]
+    model: CrystalGNN,
+    dataset: CrystalDataset,
+    indices: Indices,
+    part: str,
+    decoded: dict[str, NDArray[Any]],
+    confidence: Confidence,
+    learned: dict[str, Any],
 ) -> dict[str, Any]:
     """Return a table of a part: id, part, and per target prediction and label."""
     columns: dict[str, Any] = {
@@ -183,6 +208,7 @@ def _columns(
     cuts = np.cumsum(dataset.sizes()[0][indices])[:-1]
     for target in model.targets:
         values = model.head(target.name).columns(decoded[target.name])
+        values |= confidence.columns(target, learned.get(target.name, {}))
         values[f"{target.name}_true"] = dataset.label(target, indices)
         if target.level == "atom":
             values = {name: np.split(column, cuts) for name, column in values.items()}  # type: ignore[misc]

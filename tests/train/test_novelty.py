@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from cgnn.errors import CheckpointError
-from cgnn.train.novelty import DIRECTIONS, POINTS, Novelty
+from cgnn.train.novelty import DIRECTIONS, FEWEST, POINTS, Novelty
 
 
 def features(rng, number, width=8, shift=0.0):
@@ -47,7 +47,7 @@ def test_the_stored_part_stays_small(rng):
 
 
 def test_stored_and_read_it_says_the_same(rng):
-    novelty = Novelty.fit(features(rng, 60))
+    novelty = Novelty.fit(features(rng, 160))
     again = Novelty.from_tensors(novelty.to_tensors(), 8)
     test = features(rng, 20)
     assert np.array_equal(again.relative(test), novelty.relative(test))
@@ -62,18 +62,18 @@ def test_flat_directions_are_left_out(rng):
     assert np.isfinite(novelty.relative(train)).all()
 
 
-@pytest.mark.parametrize("train", [np.zeros((0, 4)), np.ones((50, 4)), np.eye(3)])
+@pytest.mark.parametrize("train", [np.zeros((0, 4)), np.ones((500, 4)), np.eye(FEWEST - 1)])
 def test_too_few_crystals_give_no_reference(train):
     assert Novelty.fit(train) is None
 
 
-def test_four_crystals_do():
-    novelty = Novelty.fit(np.eye(4))
-    assert np.isfinite(novelty.relative(np.eye(4))).all()
+def test_the_fewest_crystals_do():
+    novelty = Novelty.fit(np.eye(FEWEST))
+    assert np.isfinite(novelty.relative(np.eye(FEWEST))).all()
 
 
 def hostile():
-    good = Novelty.fit(np.random.default_rng(0).normal(size=(20, 3))).to_tensors()
+    good = Novelty.fit(np.random.default_rng(0).normal(size=(120, 3))).to_tensors()
     bad = torch.full_like(good["points"], float("nan"))
     return {
         "missing": ({"mean": good["mean"]}, "expected mean, points, threshold, whitening"),
