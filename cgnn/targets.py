@@ -40,8 +40,9 @@ TRANSFORMS: dict[str, Transform] = {
 RESERVED = ("material_id", "part", "flags", "novelty")
 """Columns that stand beside the targets in tables of predictions."""
 
-ENDINGS = ("_std", "_lower", "_upper", "_true")
-"""What stands behind a target's name in columns of its own: standard deviation, ends of the interval, label."""
+ENDINGS = ("_std", "_lower", "_upper", "_true", "_spread")
+"""What stands behind a target's name in columns of its own: standard deviation, ends of the interval, label, and
+how far the members of an ensemble are apart."""
 
 
 class Target(BaseModel):

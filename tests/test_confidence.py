@@ -20,7 +20,7 @@ from cgnn.errors import CheckpointError, ConfigError, DataError
 from cgnn.predict import Predictor
 from cgnn.predict.forward import FAR, Building, Forward, Network
 from cgnn.predict.predictions import joined
-from cgnn.train import Run, train
+from cgnn.train import Ensemble, Run, train, train_ensemble
 from cgnn.train.calibration import LEVEL
 from cgnn.train.checkpoint import MODEL_FILE, load_model, save_model
 
@@ -296,3 +296,42 @@ def test_commands_say_it(calibrated, data, tmp_path, capsys):
     call("predict", calibrated, data, "--output", tmp_path / "p.csv", "--engine", "serial")
     rows = list(csv.DictReader(Path(tmp_path / "p.csv").read_text().splitlines()))
     assert list(rows[0]) == ["material_id", *COLUMNS, "novelty", "flags"]
+
+
+@pytest.fixture(scope="module")
+def ensemble(calibrated, tmp_path_factory):
+    """Two members that do not learn their errors: what is known of them comes from how far they are apart."""
+    from cgnn.config import build
+
+    values = Run.load(calibrated).config.model_dump(mode="json")
+    values["model"]["spread"] = False
+    values["train"]["epochs"] = 1
+    folder = tmp_path_factory.mktemp("ensemble") / "run"
+    train_ensemble(build(values), folder, Ensemble(2, "bootstrap", "serial"))
+    return folder
+
+
+def test_members_that_disagree_are_less_sure(ensemble, data):
+    predictor = Predictor.load(ensemble, "cpu")
+    assert len(predictor.members) == 2
+    calibration = predictor.confidence.calibrations["bulk_modulus"]
+    assert calibration.within == 0 < calibration.between
+    found = predictor.predict(data)
+    apart = found.learned["bulk_modulus"]["variance_between"]
+    sigma = np.log10(found["bulk_modulus_upper"] / found["bulk_modulus_lower"])
+    order = np.argsort(apart)
+    assert (np.diff(sigma[order]) >= -1e-12).all()
+    assert np.ptp(sigma) > 0
+    place = {name: row for row, name in enumerate(found.ids)}
+    for row in rows_of(ensemble, "test"):
+        assert float(row["bulk_modulus_std"]) == pytest.approx(
+            found["bulk_modulus_std"][place[row["material_id"]]], rel=1e-5
+        )
+    assert "coverage_90" in Run.load(ensemble).metrics["test"]["bulk_modulus"]
+
+
+def test_a_finished_ensemble_is_left_as_it_is(ensemble, tmp_path):
+    shutil.copytree(ensemble, tmp_path / "run")
+    before = (ensemble / "best" / MODEL_FILE).read_bytes()
+    train_ensemble(Run.load(ensemble).config, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "best" / MODEL_FILE).read_bytes() == before

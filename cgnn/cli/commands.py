@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cgnn.cli.voice import (
-    Epochs,
     LogFile,
     counted,
     counting,
@@ -58,6 +57,13 @@ IdColumn = Annotated[str | None, typer.Option("--id-column", help="Column of the
 StructureColumn = Annotated[str | None, typer.Option("--structure-column", help="Column of the crystals.")]
 EngineName = Annotated[str, typer.Option("--engine", help="auto, serial, processes or ray (a cluster).")]
 Workers = Annotated[int, typer.Option(min=0, help="Worker processes; 0: one for each processor.")]
+Members = Annotated[
+    int | None, typer.Option("--members", min=1, help="Train so many networks, which predict together (an ensemble).")
+]
+By = Annotated[str | None, typer.Option("--by", help="What makes members differ: seed (default) or bootstrap.")]
+SideBySide = Annotated[
+    str | None, typer.Option("--side-by-side", help="How members are trained: auto, serial, processes or batched.")
+]
 Version = Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")]
 
 
@@ -75,19 +81,23 @@ def train(
     seed: Seed = None,
     device: TrainDevice = None,
     strict: Strict = False,
+    members: Members = None,
+    by: By = None,
+    side_by_side: SideBySide = None,
+    workers: Workers = 0,
 ) -> None:
-    """Train a model and leave it in a run folder."""
+    """Train a model, or several that predict together, and leave it in a run folder."""
     settings = _settings(config, override, {"train.seed": seed, "train.device": device}, output, resume)
-    from cgnn.train import train as train_run
-    from cgnn.train.engine import is_first_process
+    from cgnn.cli.training import as_one, together
 
-    with LogFile(output), Epochs(settings.train.epochs) as report:
+    plan = together(output, resume, members, by, side_by_side, workers)
+    with LogFile(output):
         say(f"data: {settings.data.path or 'not given'}, up to {settings.train.epochs} epochs")
         if strict:
             _check_all_usable(settings, output)
-        run = train_run(settings, output, resume=resume, report=report, watch=counted)
-        if not is_first_process():
-            return  # of several, one speaks
+        run = as_one(settings, output, resume) if plan is None else plan(settings, output, resume)
+        if run is None:
+            return  # of several processes, one speaks
         _print_metrics(run.metrics, settings)
         say(f"model: {run.model_file}")
         _finish(_size(run.split), run.set_aside, output / "set_aside.csv")
@@ -310,7 +320,7 @@ def _size(split: Any) -> int:
 
 
 def _check_is_no_run(folder: Path) -> None:
-    if (folder / "history.jsonl").exists():
+    if (folder / "history.jsonl").exists() or (folder / "ensemble.json").exists():
         raise DataError(
             f"{folder}: is a run folder, whose metrics.json and predictions.csv would be replaced; "
             f"choose another --output, such as {folder / 'test'}"

@@ -80,6 +80,7 @@ class CrystalGNN(nn.Module):
         super().__init__()
         self.config = config
         self.targets = tuple(targets)
+        self.may_fuse = True  # False keeps the compiled kernel away, which torch.func can't look into
         self.embed = ElementEmbedding(config.elements, config.width)
         self.basis = GaussianBasis(config.gaussians, *config.gaussian_range, width=config.gaussian_width)
         self.convs = nn.ModuleList(
@@ -125,7 +126,9 @@ class CrystalGNN(nn.Module):
     def _can_fuse(self, graph: Any, distance: Tensor, dtype: torch.dtype) -> bool:
         """Tell whether the compiled kernel can take the convolutions of this batch."""
         on_cpu = distance.device.type == "cpu" and dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not on_cpu or distance.requires_grad or torch.compiler.is_compiling() or kernel() is None:
+        if not self.may_fuse or not on_cpu or distance.requires_grad:
+            return False
+        if torch.compiler.is_compiling() or kernel() is None:
             return False
         config = self.config
         is_known = GatedConv.can_fuse(config.width, config.pair_norm, config.activation) and self.basis.has_grid
@@ -173,15 +176,24 @@ class CrystalGNN(nn.Module):
         assert isinstance(head, Head)
         return head
 
-    def loss(self, raw: dict[str, Tensor], graph: Any, loss: str) -> Tensor:
-        """Return the loss: for each target the mean over its known labels, weighted and summed."""
-        return self._over_targets(graph, lambda head, labels: head.losses(raw[head.target.name], labels, loss))
+    def loss(self, raw: dict[str, Tensor], graph: Any, loss: str, weights: Tensor | None = None) -> Tensor:
+        """Return the loss: for each target the mean over its known labels, weighted and summed.
+
+        Args:
+            raw: Raw outputs by target name.
+            graph: The batch, with labels.
+            loss: Entry of `cgnn.model.heads.LOSSES`.
+            weights: How much each crystal counts in the means (B,), such as how often it was drawn; by default one.
+        """
+        return self._over_targets(graph, lambda head, labels: head.losses(raw[head.target.name], labels, loss), weights)
 
     def score(self, raw: dict[str, Tensor], graph: Any, loss: str) -> Tensor:
         """Return what tells a good epoch: the loss of the predictions alone, summed likewise."""
         return self._over_targets(graph, lambda head, labels: head.scores(raw[head.target.name], labels, loss))
 
-    def _over_targets(self, graph: Any, losses: Callable[[Head, Tensor], Tensor]) -> Tensor:
+    def _over_targets(
+        self, graph: Any, losses: Callable[[Head, Tensor], Tensor], weights: Tensor | None = None
+    ) -> Tensor:
         total = torch.zeros((), device=graph.z.device)
         for target in self.targets:
             labels = graph[target.field]
@@ -189,8 +201,12 @@ class CrystalGNN(nn.Module):
             # Unknown labels are masked, not cut out: a mask needs no word from the device, and every weight gets a
             # gradient, for which processes that train together wait.
             each = losses(self.head(target.name), torch.where(known, labels, 1.0))
-            mean = torch.where(known, each, 0.0).sum() / known.sum().clamp(min=1)
-            total = total + target.weight * mean
+            each = torch.where(known, each, 0.0)
+            counts = known
+            if weights is not None:
+                by_label = weights if target.level == "crystal" else weights.index_select(0, graph.batch)
+                each, counts = each * by_label, known * by_label
+            total = total + target.weight * each.sum() / counts.sum().clamp(min=1)
         return total
 
     def decode(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch_geometric.data import Batch
 
 from cgnn.data.dataset import CrystalDataset, by_edges
 from cgnn.model import CrystalGNN
-from cgnn.model.members import combined
+from cgnn.model.members import Combined, combined
 from cgnn.model.network import raw_outputs
 from cgnn.train.checkpoint import ModelInfo
 from cgnn.train.confidence import Confidence
@@ -43,7 +43,7 @@ def assessed(
         training = np.sort(np.random.default_rng([seed, 3]).choice(training, MOST, replace=False))
     confidence = Confidence.fit(
         targets,
-        learned_part(members, dataset, validation) if len(validation) else {},
+        _learned(members, dataset, validation) if len(validation) else {},
         {target.name: dataset.label(target, validation) for target in targets},
         _features(members[0], dataset, training),
         seed,
@@ -51,12 +51,16 @@ def assessed(
     return replace(info, calibration=confidence.to_dict(), reference=confidence.to_tensors())
 
 
-def learned_part(
+def combined_part(members: Sequence[CrystalGNN], dataset: CrystalDataset, indices: Indices) -> Combined:
+    """Return what members say together of some crystals of a data set."""
+    return combined(members, [raw_outputs(member, _batches(member, dataset, indices)) for member in members])
+
+
+def _learned(
     members: Sequence[CrystalGNN], dataset: CrystalDataset, indices: Indices
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Return predictions of some crystals on the learned scale, by name of the regression targets."""
-    raws = [raw_outputs(member, _batches(member, dataset, indices)) for member in members]
-    return {name: learned.arrays() for name, learned in combined(members, raws).learned.items()}
+    found = combined_part(members, dataset, indices)
+    return {name: learned.arrays() for name, learned in found.learned.items()}
 
 
 @torch.no_grad()

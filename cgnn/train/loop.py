@@ -125,7 +125,7 @@ class _Session:
         self.wrapped, self.optimizer = self.fabric.setup(network, self.optimizer)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.ema = AveragedModel(self.model, use_buffers=True) if self.settings.ema else None
-        self.average = _Average(self.ema, self.model, self.settings.ema) if self.ema is not None else None
+        self.average = Average(self.ema, self.model, self.settings.ema) if self.ema is not None else None
         modules: dict[str, nn.Module] = {"model": self.model} | ({"ema": self.ema} if self.ema is not None else {})
         modules |= {"method": extra.to(self.fabric.device)} if extra is not None else {}
         self.state = State(modules, self.optimizer, config, data_key(dataset, parts, method.key))
@@ -149,13 +149,13 @@ class _Session:
 
     def _epoch(self) -> None:
         self.method.set_training(self.model)
-        order = _order(self.parts["train"], self.settings.seed, self.progress.epoch)
+        crystals = order(self.parts["train"], self.settings.seed, self.progress.epoch)
         while self.progress.step < self.steps:
             if self.stop.number:
                 self.save()
                 raise Stopped(self.stop.number)
             start = self.progress.step * self.batch_size
-            self._step(order[start : start + self.batch_size])
+            self._step(crystals[start : start + self.batch_size])
             self.progress.step += 1
             every = self.settings.checkpoint_every
             if every and self.progress.step % every == 0 and self.progress.step < self.steps:
@@ -167,9 +167,10 @@ class _Session:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * self._schedule(share) * group["factor"]
         seed(self.settings.seed, "step", self.progress.epoch, self.progress.step, self.fabric.global_rank)
-        batch = self.dataset.batch(self._share(indices)).to(self.fabric.device)
+        mine = self._share(indices)
+        batch = self.dataset.batch(mine).to(self.fabric.device)
         averaged = self.evaluated if self.ema is not None else None
-        loss = self.method.loss(Step(self.model, self.wrapped, averaged, batch, self.settings, share))
+        loss = self.method.loss(Step(self.model, self.wrapped, averaged, batch, self.settings, share, mine))
         self.fabric.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
         found = torch.stack([loss.detach(), norm]).tolist()  # the one time in a step that the device is waited for
@@ -235,29 +236,12 @@ class _Session:
         raw = raw_outputs(model, batches)
         # by_edges keeps the order, so the outputs stand as the labels do.
         labels = {target.name: self.dataset.label(target, indices) for target in self.config.targets}
-        score = model.score(raw, _LabelView(labels, raw), self.settings.loss)
-        predicted = {name: value.cpu().numpy() for name, value in model.decode(raw).items()}
-        metrics = evaluate(self.config.targets, labels, predicted, self.baselines)
-        row = {"val_score": float(score)}
-        for name, scores in metrics.items():
-            row |= {f"val_{name}_{key}": float(v) for key, v in scores.items() if _in_history(key)}
-        return row
-
-    def _info(self, row: dict[str, float]) -> ModelInfo:
-        summary: dict[str, Any] = {key: value for key, value in row.items() if key != "seconds"}
-        summary |= {part: len(indices) for part, indices in self.parts.items()}
-        summary["threads"] = torch.get_num_threads()
-        return ModelInfo(
-            config=self.config,
-            elements=tuple(sorted(self.dataset.elements(self.parts["train"]))),
-            baselines={name: baseline.to_dict() for name, baseline in self.baselines.items()},
-            summary=summary,
-            source=provenance(self.config.data.path),
-        )
+        return validation_row(model, raw, labels, self.settings.loss, self.baselines)
 
     def _save_best(self, row: dict[str, float]) -> None:
         if self.fabric.is_global_zero:
-            save_model(self.folder / "best" / MODEL_FILE, [self.evaluated], self._info(row))
+            info = model_info(self.config, self.dataset, self.parts, self.baselines, row)
+            save_model(self.folder / "best" / MODEL_FILE, [self.evaluated], info)
 
     def save(self) -> None:
         if self.fabric.is_global_zero:
@@ -275,6 +259,43 @@ class _Session:
         return Fitted(stored.members[0], stored.info, self.progress.history)
 
 
+def validation_row(
+    model: CrystalGNN,
+    raw: dict[str, Tensor],
+    labels: dict[str, NDArray[np.float64]],
+    loss: str,
+    baselines: dict[str, Baseline],
+) -> dict[str, float]:
+    """Return the entries of a history's row that the raw outputs of the validation part give."""
+    score = model.score(raw, _LabelView(labels, raw), loss)
+    predicted = {name: value.cpu().numpy() for name, value in model.decode(raw).items()}
+    metrics = evaluate(model.targets, labels, predicted, baselines)
+    row = {"val_score": float(score)}
+    for name, scores in metrics.items():
+        row |= {f"val_{name}_{key}": float(v) for key, v in scores.items() if in_history(key)}
+    return row
+
+
+def model_info(
+    config: Config,
+    dataset: CrystalDataset,
+    parts: dict[str, Indices],
+    baselines: dict[str, Baseline],
+    row: dict[str, float],
+) -> ModelInfo:
+    """Return what travels with the weights of an epoch, of which the history's row is given."""
+    summary: dict[str, Any] = {key: value for key, value in row.items() if key != "seconds"}
+    summary |= {part: len(indices) for part, indices in parts.items()}
+    summary["threads"] = torch.get_num_threads()
+    return ModelInfo(
+        config=config,
+        elements=tuple(sorted(dataset.elements(parts["train"]))),
+        baselines={name: baseline.to_dict() for name, baseline in baselines.items()},
+        summary=summary,
+        source=provenance(config.data.path),
+    )
+
+
 class _LabelView:
     """Labels as the loss wants them: by field name, as tensors on the device of the outputs."""
 
@@ -286,11 +307,12 @@ class _LabelView:
         return self._labels[name]
 
 
-def _in_history(key: str) -> bool:
+def in_history(key: str) -> bool:
+    """Tell whether a score stands in the rows of a history."""
     return key not in ("n",) and not key.startswith("baseline")
 
 
-class _Average:
+class Average:
     """Exponential average of a network's weights, with less memory in the first steps.
 
     The update is done here and not by `AveragedModel.update_parameters`, which walks through the modules anew
@@ -305,6 +327,7 @@ class _Average:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Move the averaged weights towards the present ones."""
         count = int(self.steps)
         share = 1.0 if count == 0 else 1 - min(self.decay, (1 + count) / (10 + count))
         torch._foreach_lerp_([old for old, _ in self.floating], [new for _, new in self.floating], share)
@@ -318,7 +341,7 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers()
 
 
-def _order(indices: Indices, seed: int, epoch: int) -> Indices:
+def order(indices: Indices, seed: int, epoch: int) -> Indices:
     """Return the order of crystals in an epoch, a function of seed and epoch only."""
     return np.random.default_rng([seed, epoch]).permutation(indices)
 

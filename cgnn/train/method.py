@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cgnn.config import TrainConfig
@@ -23,6 +25,7 @@ class Step:
         batch: Crystals with labels.
         settings: How the network is fitted.
         done: Share of all steps that lie behind.
+        crystals: Indices of the batch's crystals in the data set (B,).
     """
 
     model: CrystalGNN
@@ -31,6 +34,7 @@ class Step:
     batch: Any
     settings: TrainConfig
     done: float
+    crystals: NDArray[np.int64]
 
 
 class Method:

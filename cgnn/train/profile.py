@@ -196,7 +196,7 @@ def _hung(clock: _Clock) -> Iterator[None]:
         (Fabric, "backward", "backward"),
         (torch.nn.utils, "clip_grad_norm_", "gradient clipping"),
         (_FabricOptimizer, "step", "optimizer"),
-        (loop._Average, "update", "averaged weights"),
+        (loop.Average, "update", "averaged weights"),
         (loop._Session, "_validate", "validation"),
         (loop._Session, "_save_best", "checkpoint"),
         (loop._Session, "save", "checkpoint"),

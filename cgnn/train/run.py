@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cgnn import config as configs
 from cgnn.config import Config
-from cgnn.data.dataset import CrystalDataset, by_edges
+from cgnn.data.dataset import CrystalDataset
 from cgnn.data.prepare import Watch, prepare
 from cgnn.data.records import SetAside
 from cgnn.data.split import Split, split
@@ -24,9 +24,8 @@ from cgnn.data.tables import TableWriter, write_set_aside
 from cgnn.errors import CheckpointError, ConfigError, DataError
 from cgnn.files import write_json, write_text
 from cgnn.model import CrystalGNN
-from cgnn.model.members import Combined, combined
-from cgnn.model.network import raw_outputs
-from cgnn.train.assess import assessed
+from cgnn.model.members import Combined
+from cgnn.train.assess import assessed, combined_part
 from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE, ModelInfo, save_model
 from cgnn.train.confidence import PART, Confidence
 from cgnn.train.engine import is_first_process
@@ -35,7 +34,9 @@ from cgnn.train.metrics import Baseline, evaluate
 
 Report = Callable[[dict[str, float]], None]
 PARTS = ("train", "val", "test")
-BEFORE_FIT = {"config.yaml", "split.json", "split_report.json", "set_aside.csv", "log.txt"}
+ENSEMBLE_FILE = "ensemble.json"
+"""Stands in the folder of an ensemble and says how it is made."""
+BEFORE_FIT = {ENSEMBLE_FILE, "config.yaml", "split.json", "split_report.json", "set_aside.csv", "log.txt"}
 """What stands in a run folder before the first epoch has ended."""
 
 
@@ -107,30 +108,75 @@ def train(
     first = is_first_process()
     is_begun = resume and has_state(folder)
     if first:
-        _check_folder(folder, resume)
+        check_folder(folder, resume)
+        if (folder / ENSEMBLE_FILE).exists():
+            raise ConfigError(f"{folder}: holds an ensemble; go on with it by cgnn.train.train_ensemble")
         if resume and not is_begun:
             warnings.warn(f"{folder}: holds no training state yet; training starts from the beginning", stacklevel=2)
+    crystals = begin(config, folder, first and not is_begun, watch)
+    fitted = fit(config, crystals.dataset, crystals.parts, folder, resume, report)
+    metrics = _end(fitted, crystals, folder) if first else {}
+    return Run(folder, config, crystals.split, fitted.history, metrics, tuple(crystals.dataset.set_aside))
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Crystals with labels, and their parts.
+
+    Args:
+        dataset: The crystals.
+        split: The ids of each part.
+        parts: Indices into the data set by part.
+    """
+
+    dataset: CrystalDataset
+    split: Split
+    parts: dict[str, Indices]
+
+
+def begin(config: Config, folder: Path, writes: bool, watch: Watch | None = None) -> Divided:
+    """Read crystals and divide them; write what stands in a run folder before the first epoch.
+
+    Args:
+        config: All settings.
+        folder: Run folder.
+        writes: Whether the files are written: a run that can't be resumed with these settings keeps its own.
+        watch: Wraps the stream of crystals while graphs are built.
+
+    Raises:
+        ConfigError: There is no data file.
+        DataError: The data can't be used.
+    """
     if not config.data.path:
         raise ConfigError("data.path: not set; give the file, for example -o data.path=export.json.gz")
     dataset = CrystalDataset(prepare(config.data, config.graph, watch), config.targets)
     for message in dataset.labels.warnings:
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(message, stacklevel=3)
     summaries = dataset.summaries()
     parts = split(config.data.split, summaries)
-    if first and not is_begun:  # a run that can't be resumed with these settings keeps its own
+    if writes:
         write_text(folder / "config.yaml", configs.dump(config))
         parts.save(folder / "split.json")
         write_json(folder / "split_report.json", split_report(parts, summaries))
         write_set_aside(folder / "set_aside.csv", dataset.set_aside)
-    indices = {part: dataset.indices(getattr(parts, part)) for part in PARTS}
-    fitted = fit(config, dataset, indices, folder, resume, report)
-    if first:
-        fitted = replace(fitted, info=_assessed(fitted, dataset, indices, folder))
-    metrics = _score(fitted, dataset, indices, folder) if first else {}
-    return Run(folder, config, parts, fitted.history, metrics, tuple(dataset.set_aside))
+    return Divided(dataset, parts, {part: dataset.indices(getattr(parts, part)) for part in PARTS})
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
+def _end(fitted: Fitted, crystals: Divided, folder: Path) -> dict[str, Any]:
+    """Put what the model knows of its own errors into its file, and score it."""
+    info = fitted.info
+    if not (info.calibration or info.reference):  # a finished run is left as it is
+        info = assessed([fitted.model], info, crystals.dataset, crystals.parts)
+        save_model(folder / "best" / MODEL_FILE, [fitted.model], info)
+    return score([fitted.model], info, crystals.dataset, crystals.parts, folder)
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Check that a new run does not overwrite anything.
+
+    Raises:
+        ConfigError: The folder holds something already.
+    """
     if resume:
         return
     if folder.exists() and not folder.is_dir():
@@ -148,34 +194,36 @@ def has_state(folder: str | Path) -> bool:
     return (Path(folder) / "last" / STATE_FILE).is_file()
 
 
-def _assessed(fitted: Fitted, dataset: CrystalDataset, indices: Mapping[str, Indices], folder: Path) -> ModelInfo:
-    """Put what the model knows of its own errors into its file."""
-    if fitted.info.calibration or fitted.info.reference:
-        return fitted.info  # of a finished run, which is left as it is
-    info = assessed([fitted.model], fitted.info, dataset, indices)
-    save_model(folder / "best" / MODEL_FILE, [fitted.model], info)
-    return info
+def score(
+    members: Sequence[CrystalGNN],
+    info: ModelInfo,
+    dataset: CrystalDataset,
+    indices: Mapping[str, Indices],
+    folder: Path,
+) -> dict[str, Any]:
+    """Score validation and test part; write ``metrics.json`` and ``predictions.csv`` into a run folder.
 
+    Where the model is calibrated, the test part's scores tell how true its stated errors are.
 
-def _score(fitted: Fitted, dataset: CrystalDataset, indices: Mapping[str, Indices], folder: Path) -> dict[str, Any]:
-    """Score validation and test part with the best model; write metrics and predictions."""
-    targets = fitted.info.config.targets
-    baselines = {name: Baseline.from_dict(value) for name, value in fitted.info.baselines.items()}
+    The table of an ensemble also holds ``<target>_spread``: the standard deviation of the members' values on the
+    learned scale.
+    """
+    targets = info.config.targets
+    baselines = {name: Baseline.from_dict(value) for name, value in info.baselines.items()}
     metrics: dict[str, Any] = {}
-    confidence = fitted.info.confidence()
+    confidence = info.confidence()
     with TableWriter(folder / "predictions.csv", {t.name: t.unit for t in targets} | confidence.units()) as table:
         for part in ("val", "test"):
             if not len(indices[part]):
                 continue
-            found = combined_part([fitted.model], dataset, indices[part])
+            found = combined_part(members, dataset, indices[part])
             decoded = {name: values.numpy() for name, values in found.decoded.items()}
             truth = {target.name: dataset.label(target, indices[part]) for target in targets}
             metrics[part] = evaluate(targets, truth, decoded, baselines)
-            learned = {name: each.arrays() for name, each in found.learned.items()}
             if part != PART:  # of the part that it was calibrated on, the coverage is what it must be
                 for t in confidence.targets:
-                    metrics[part][t.name] |= confidence.scores(t.name, truth[t.name], learned[t.name])
-            table.add(_columns(fitted.model, dataset, indices[part], part, decoded, confidence, learned))
+                    metrics[part][t.name] |= confidence.scores(t.name, truth[t.name], found.learned[t.name].arrays())
+            table.add(_columns(members, dataset, indices[part], part, found, confidence))
     write_json(folder / "metrics.json", metrics)
     return metrics
 
@@ -185,31 +233,27 @@ def predict_part(members: Sequence[CrystalGNN], dataset: CrystalDataset, indices
     return {name: values.numpy() for name, values in combined_part(members, dataset, indices).decoded.items()}
 
 
-def combined_part(members: Sequence[CrystalGNN], dataset: CrystalDataset, indices: Indices) -> Combined:
-    """Return what members say together of some crystals of a data set."""
-    parts = by_edges(dataset, indices)
-    return combined(members, [raw_outputs(member, (dataset.batch(part) for part in parts)) for member in members])
-
-
 def _columns(
-    model: CrystalGNN,
+    members: Sequence[CrystalGNN],
     dataset: CrystalDataset,
     indices: Indices,
     part: str,
-    decoded: dict[str, NDArray[Any]],
+    found: Combined,
     confidence: Confidence,
-    learned: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return a table of a part: id, part, and per target prediction and label."""
+    """Return a table of a part: id, part, and per target prediction, stated error, label and the members' spread."""
     columns: dict[str, Any] = {
         "material_id": [dataset.ids[index] for index in indices],
         "part": [part] * len(indices),
     }
     cuts = np.cumsum(dataset.sizes()[0][indices])[:-1]
-    for target in model.targets:
-        values = model.head(target.name).columns(decoded[target.name])
-        values |= confidence.columns(target, learned.get(target.name, {}))
+    for target in dataset.targets:
+        values = members[0].head(target.name).columns(found.decoded[target.name].numpy())
+        if target.name in found.learned:
+            values |= confidence.columns(target, found.learned[target.name].arrays())
         values[f"{target.name}_true"] = dataset.label(target, indices)
+        if len(members) > 1 and target.name in found.learned:
+            values[f"{target.name}_spread"] = found.learned[target.name].variance_between.sqrt().numpy()
         if target.level == "atom":
             values = {name: np.split(column, cuts) for name, column in values.items()}  # type: ignore[misc]
         columns |= values

@@ -48,12 +48,14 @@ class State:
         optimizer: Its optimizer.
         config: The settings; a state is only taken up under the same.
         data: Key of the data and the split (`data_key`); likewise.
+        progress: How it is said where training stands.
     """
 
     modules: dict[str, nn.Module]
     optimizer: torch.optim.Optimizer
     config: Config
     data: str
+    progress: type[Progress] = Progress
 
     def save(self, folder: Path, progress: Progress) -> None:
         """Write ``last/`` and ``history.jsonl``, each all or nothing."""
@@ -87,7 +89,7 @@ class State:
         """
         path = folder / "last" / STATE_FILE
         if not path.exists():
-            return Progress()
+            return self.progress()
         tensors, content = read_tensors(path)
         if (content.get("kind"), content.get("version")) != ("state", VERSION):
             raise CheckpointError(f"{path}: no training state of this version ({VERSION}) of cgnn")
@@ -99,7 +101,7 @@ class State:
             index, entry = name.split(".")
             entries.setdefault(int(index), {})[entry] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
-        return Progress(**content["progress"])
+        return self.progress(**content["progress"])
 
     def _check_same(self, content: dict[str, Any], path: Path) -> None:
         try:

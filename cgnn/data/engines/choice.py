@@ -84,7 +84,7 @@ def run(engine: str, function: Function, blocks: Iterable[Block], workers: int =
     if workers < 0:
         raise ConfigError(f"workers {workers}: expected a number from 0 (one for each processor)")
     if not workers and engine != "ray":
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = processors()
     return chosen(function, blocks, workers)
 
 
@@ -94,3 +94,8 @@ def applied(engine: str, workers: int = 0) -> Callable[[Function, Iterable[Block
 
 
 AUTO = applied("auto")
+
+
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -91,7 +91,7 @@ class Processes:
         ours, theirs = self._context.Pipe()
         settings = {name: value for name, value in os.environ.items() if name.startswith("CGNN_")}
         process = self._context.Process(target=_work, args=(theirs, self._task, settings), daemon=True)
-        with _without_script():
+        with without_script():
             process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -124,7 +124,7 @@ class Processes:
 
 
 @contextmanager
-def _without_script() -> Iterator[None]:
+def without_script() -> Iterator[None]:
     """Hide the script that was started: a worker needs nothing of it, and importing it again would run it again."""
     script = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

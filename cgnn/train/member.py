@@ -1,0 +1,68 @@
+"""One member of an ensemble: its own first weights, and how much each crystal counts for it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cgnn.model import CrystalGNN
+from cgnn.train.engine import seed as start_random
+from cgnn.train.loop import Indices
+from cgnn.train.method import Method, Step
+
+Counts = NDArray[np.float32]
+
+
+def _by_seed(seed: int, number: int, training: Indices, crystals: int) -> Counts | None:
+    return None
+
+
+def _by_bootstrap(seed: int, number: int, training: Indices, crystals: int) -> Counts | None:
+    """Draw as many training crystals as there are, with replacement; say how often each was drawn."""
+    drawn = np.random.default_rng([seed, number, 2]).choice(training, len(training))
+    return np.bincount(drawn, minlength=crystals).astype(np.float32)
+
+
+ENSEMBLES: dict[str, Callable[[int, int, Indices, int], Counts | None]] = {
+    "seed": _by_seed,
+    "bootstrap": _by_bootstrap,
+}
+"""What makes members differ, beside their first weights. A function of the seed, the member's number, the training
+crystals and the number of all crystals; returns how much each of these counts (n,), None for all the same."""
+
+
+class Member(Method):
+    """Learns as one member of an ensemble: other first weights, the same order of batches.
+
+    The order of the crystals and the random numbers of a step (dropout) are those of every other member. So
+    members can be fitted over shared batches (`cgnn.train.batched`) with the same result as one by one.
+
+    Args:
+        number: Its number, from 0.
+        seed: Seed of the ensemble.
+        counts: How much each crystal of the data set counts in its loss (n,), such as how often a bootstrap drew
+            it; crystals that count nothing still shape the statistics of batch normalisations. None for one each.
+    """
+
+    def __init__(self, number: int, seed: int, counts: Counts | None = None) -> None:
+        self.number, self.seed, self.counts = number, seed, counts
+        drawn = "" if counts is None else hashlib.sha256(counts.tobytes()).hexdigest()
+        self.key = f"member {number} {drawn}"
+
+    def begin(self, model: CrystalGNN) -> None:
+        """Draw its first weights; tables and scaling stay."""
+        start_random(self.seed, "member", self.number)
+        fresh = CrystalGNN(model.config, model.targets)
+        model.load_state_dict({**fresh.state_dict(), **dict(model.named_buffers())})
+
+    def loss(self, step: Step) -> Tensor:
+        """Return the loss of a step, in which crystals count as they were drawn."""
+        if self.counts is None:
+            return super().loss(step)
+        weights = torch.from_numpy(self.counts[step.crystals]).to(step.batch.z.device)
+        return step.model.loss(step.forward(step.batch), step.batch, step.settings.loss, weights)
