@@ -205,6 +205,10 @@ class Config(_Strict):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two targets share the name {twice[0]!r}")
+        for target in self.targets:
+            taken = sorted(target.beside().intersection(names))
+            if taken:
+                raise ValueError(f"the target name {taken[0]!r} is taken by a column of {target.name!r} in tables")
         return self
 
 

@@ -37,8 +37,12 @@ TRANSFORMS: dict[str, Transform] = {
     "sqrt": Transform(_elementwise("sqrt"), lambda t: t * abs(t), lower=-np.nextafter(0.0, 1.0)),
 }
 
-RESERVED = ("material_id", "part", "flags")
+RESERVED = ("material_id", "part", "flags", "novelty")
 """Columns that stand beside the targets in tables of predictions."""
+
+ENDINGS = ("_std", "_lower", "_upper", "_true", "_spread")
+"""What stands behind a target's name in columns of its own: standard deviation, ends of the interval, label, and
+how far the members of an ensemble are apart."""
 
 
 class Target(BaseModel):
@@ -85,6 +89,10 @@ class Target(BaseModel):
     def field(self) -> str:
         """The name of the label's field in a graph."""
         return f"y_{self.name}"
+
+    def beside(self) -> set[str]:
+        """Return the names that columns of tables beside this target's own may have."""
+        return {f"{self.name}{ending}" for ending in ENDINGS} | {f"{self.name}_p_{label}" for label in self.classes}
 
     def encode(self, label: Label) -> float:
         """Return one label as the number stored in a graph (``nan`` for a missing one).

@@ -99,3 +99,30 @@ def trained(small_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("trained") / "run"
     train(build(small_settings), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def calibrated(
+    small_settings: dict[str, Any], embedded_documents: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a run with enough crystals to know its errors, with a target of atoms; not to be changed.
+
+    ``data.jsonl`` beside it holds its crystals.
+    """
+    from cgnn.config import build
+    from cgnn.train import train
+
+    folder = tmp_path_factory.mktemp("calibrated")
+    lines = []
+    for number, document in enumerate(embedded_documents[::3]):
+        radii = [len(site["species"][0]["element"]) + 0.1 * (number % 7) for site in document["structure"]["sites"]]
+        shear = None if number % 9 == 4 else document["shear_modulus"]
+        lines.append(json.dumps({**document, "shear_modulus": shear, "radius": radii}))
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    values = json.loads(json.dumps(small_settings))
+    values["targets"].append({"name": "radius", "level": "atom", "unit": "Å"})
+    values["data"] |= {"path": str(folder / "data.jsonl"), "split": {"val": 0.2, "test": 0.1}}
+    values["model"] |= {"spread": True}
+    values["train"] |= {"epochs": 2, "batch_size": 32}
+    train(build(values), folder / "run")
+    return folder / "run"

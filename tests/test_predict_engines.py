@@ -98,7 +98,7 @@ def test_workers_may_build_graphs_alone(
     twin = Predictor(predictor.members, predictor.info, "cpu")
     monkeypatch.setattr(twin, "device", Elsewhere())
     monkeypatch.setattr("cgnn.predict.predictor.EDGES_ON_DEVICE", 100_000)
-    monkeypatch.setattr("cgnn.predict.predictor.Network", lambda members, elements, device: Network(members, elements))
+    monkeypatch.setattr("cgnn.predict.predictor.Network", lambda *given: Network(*given[:3]))
     twin.write(blocks(crystals), tmp_path / "p.csv", "processes", 2)
     found, known = (pd.read_csv(io.BytesIO(files["p.csv"])) for files in (written(tmp_path), expected))
     assert found["material_id"].tolist() == known["material_id"].tolist()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pymatgen.core import Element
 
 from cgnn.data.records import SetAside
@@ -15,39 +17,53 @@ from cgnn.errors import MissingPackageError
 from cgnn.files import write_json
 from cgnn.predict import Evaluation, Predictor
 from cgnn.targets import Target
-from cgnn.train.metrics import COLUMNS, Baseline, table
+from cgnn.train.calibration import LEVEL
+from cgnn.train.confidence import Confidence
+from cgnn.train.metrics import COLUMNS, Baseline, learned_unit, table
 
 
 def write_evaluation(result: Evaluation, predictor: Predictor, folder: str | Path) -> None:
-    """Write ``metrics.json``, ``predictions.csv``, ``set_aside.csv`` and a parity plot per target.
+    """Write ``metrics.json``, ``predictions.csv``, ``set_aside.csv``, and plots of parity and reliability by target.
 
     Without matplotlib the plots are left out with a warning.
     """
     folder = Path(folder)
     write_json(folder / "metrics.json", result.metrics)
     truth = {f"{name}_true": values for name, values in result.truth.items()}
-    units = {**predictor.units, **{f"{name}_true": unit for name, unit in predictor.units.items()}}
+    units = {**predictor.units, **{f"{t.name}_true": t.unit for t in predictor.info.config.targets}}
     with TableWriter(folder / "predictions.csv", units) as rows:
         rows.add({**result.predictions.table(), **truth})
     write_set_aside(folder / "set_aside.csv", result.predictions.set_aside)
-    _plot_parity(result, predictor, folder)
+    try:
+        _plot_parity(result, predictor, folder)
+        _plot_reliability(result, predictor, folder)
+    except MissingPackageError as error:
+        warnings.warn(f"no plots: {error}", stacklevel=2)
 
 
 def _plot_parity(result: Evaluation, predictor: Predictor, folder: Path) -> None:
-    import warnings
-
     from cgnn import plots
 
     for target in predictor.info.config.targets:
         if target.task != "regression" or target.level != "crystal":
             continue
         baseline = Baseline.from_dict(predictor.info.baselines[target.name])
-        try:
-            figure = plots.parity(result.truth[target.name], result.predictions[target.name], target, baseline=baseline)
-            plots.save(figure, folder / f"parity_{target.name}.png")
-        except MissingPackageError as error:
-            warnings.warn(f"no parity plots: {error}", stacklevel=2)
-            return
+        figure = plots.parity(result.truth[target.name], result.predictions[target.name], target, baseline=baseline)
+        plots.save(figure, folder / f"parity_{target.name}.png")
+
+
+def _plot_reliability(result: Evaluation, predictor: Predictor, folder: Path) -> None:
+    from cgnn import plots
+
+    confidence, flat = predictor.confidence, result.predictions.flat()
+    for target in confidence.targets:
+        truth = np.concatenate(result.truth[target.name]) if target.level == "atom" else result.truth[target.name]
+        if not np.isfinite(truth).any():
+            continue
+        learned, calibration = flat[target.name], confidence.calibrations[target.name]
+        sigma = confidence.sigma(target.name, learned)
+        figure = plots.reliability(truth, learned["value"], sigma, target, calibration)
+        plots.save(figure, folder / f"reliability_{target.name}.png")
 
 
 def describe(predictor: Predictor) -> str:
@@ -65,6 +81,7 @@ def describe(predictor: Predictor) -> str:
         "data         " + ", ".join(str(value) for key, value in info.source.items() if key != "init_from"),
         *([f"started from {info.source['init_from']}"] if "init_from" in info.source else []),
         "elements     " + " ".join(Element.from_Z(z).symbol for z in info.elements),
+        *(f"{'calibrated' if n == 0 else '':12} {text}" for n, text in enumerate(_calibrated(predictor.confidence))),
         f"best epoch   {_epochs(info.summary)} of {info.config.train.epochs}",
         "made with    " + ", ".join(f"{name} {version}" for name, version in info.versions.items()),
     ]
@@ -102,6 +119,23 @@ def read_set_aside(path: str | Path) -> list[SetAside]:
 def _epochs(summary: Mapping[str, Any]) -> str:
     """Return the best epoch, or that of each member."""
     return ", ".join(map(str, summary["epochs"])) if "epochs" in summary else str(summary.get("epoch", "?"))
+
+
+def _calibrated(confidence: Confidence) -> list[str]:
+    """Return how errors are known, a line each: for every calibrated target, and for the distance from training."""
+    lines = []
+    for target in confidence.targets:
+        calibration = confidence.calibrations[target.name]
+        weighed = {"members": calibration.between, "learned spread": calibration.within}
+        names = [name for name, coefficient in weighed.items() if coefficient > 0]
+        constant = f"± {calibration.constant:.3g} {learned_unit(target)}".rstrip()
+        width = f"by {' and '.join(names)}" if names else constant
+        lines.append(
+            f"{target.name}: {LEVEL:.0%} interval on {calibration.count} labels of the validation part, {width}"
+        )
+    if confidence.novelty:
+        lines.append(f"distance from training by {len(confidence.novelty.points)} points; above 1 is far")
+    return lines or ["no: there were too few labels in a validation part"]
 
 
 def _target(target: Target) -> str:

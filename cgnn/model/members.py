@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cgnn.model.network import CrystalGNN
@@ -26,6 +28,10 @@ class Learned(NamedTuple):
     value: Tensor
     variance_between: Tensor
     scale_within: Tensor
+
+    def arrays(self) -> dict[str, NDArray[np.float64]]:
+        """Return the same as arrays by name."""
+        return {name: values.cpu().numpy() for name, values in self._asdict().items()}
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,15 @@ class CrystalGNN(nn.Module):
         Args:
             graph: Batch of crystals with the fields of ``CONVENTIONS.md``, ``batch`` and ``num_graphs``.
         """
+        return self.outputs(*self.features(graph))
+
+    def features(self, graph: Any) -> tuple[Tensor, Tensor]:
+        """Return the features of atoms (N, F) and of crystals (B, F) that the heads see."""
         h = self.atom_features(graph)
-        crystals = self.crystal_features(h, graph)
+        return h, self.crystal_features(h, graph)
+
+    def outputs(self, h: Tensor, crystals: Tensor) -> dict[str, Tensor]:
+        """Return raw outputs by target name of the features of atoms (N, F) and crystals (B, F)."""
         return {
             target.name: self.heads[target.field](crystals if target.level == "crystal" else h)
             for target in self.targets

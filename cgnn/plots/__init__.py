@@ -5,6 +5,7 @@ display.
 """
 
 from cgnn.plots.crystal import gaussian_basis, neighbor_envelope, structure_graph
+from cgnn.plots.reliability import reliability
 from cgnn.plots.scores import history, learning_curve, parity
 from cgnn.plots.style import save
 
@@ -14,6 +15,7 @@ __all__ = [
     "learning_curve",
     "neighbor_envelope",
     "parity",
+    "reliability",
     "save",
     "structure_graph",
 ]

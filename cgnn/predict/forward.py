@@ -21,10 +21,16 @@ from cgnn.errors import CrystalError, DataError
 from cgnn.graph.build import GraphBuilder
 from cgnn.graph.fields import FIELDS, Arrays
 from cgnn.model import CrystalGNN
-from cgnn.model.members import Learned, combined
+from cgnn.model.members import combined
 from cgnn.targets import Target
+from cgnn.train.confidence import Confidence
 
 Labels = dict[str, NDArray[np.float64]]
+
+FAR = "far from training (novelty above 1)"
+"""Flag of a crystal that lies beyond 99 % of the training crystals' own distances."""
+SEPARATOR = "; "
+"""Between several flags of one crystal."""
 
 
 class Row(NamedTuple):
@@ -164,14 +170,20 @@ class Network:
     Args:
         members: The networks; a prediction is their mean.
         elements: Atomic numbers that occurred in training.
+        confidence: What is known of their errors.
         device: Where they run.
     """
 
     def __init__(
-        self, members: Sequence[CrystalGNN], elements: Sequence[int], device: torch.device | None = None
+        self,
+        members: Sequence[CrystalGNN],
+        elements: Sequence[int],
+        confidence: Confidence,
+        device: torch.device | None = None,
     ) -> None:
         self._members = tuple(members)
         self._elements = tuple(elements)
+        self._confidence = confidence
         self._device = device or torch.device("cpu")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -180,7 +192,7 @@ class Network:
             {name: tensor.detach().cpu().numpy() for name, tensor in member.state_dict().items()}
             for member in self._members
         ]
-        return _revived, (first.config, first.targets, weights, self._elements)
+        return _revived, (first.config, first.targets, weights, self._elements, self._confidence)
 
     @cached_property
     def _folded(self) -> list[CrystalGNN]:
@@ -199,12 +211,13 @@ class Network:
             return piece
         (fields,) = graphs.packed().fields
         atoms = np.array(graphs.atoms)
-        decoded, learned = self._decoded(fields, atoms, np.array(graphs.edges))
+        decoded, learned, features = self._decoded(fields, atoms, np.array(graphs.edges))
         cuts = np.cumsum(atoms)[:-1]
         first = self._members[0]
         for target in first.targets:
             columns: Mapping[str, Any] = first.head(target.name).columns(decoded[target.name])
             spreads: Mapping[str, Any] = learned.get(target.name, {})
+            columns = {**columns, **self._confidence.columns(target, spreads)}
             if target.level == "atom":
                 columns, spreads = (
                     {name: np.split(values, cuts) for name, values in table.items()} for table in (columns, spreads)
@@ -212,25 +225,34 @@ class Network:
             piece.columns |= columns
             piece.learned |= {target.name: dict(spreads)} if spreads else {}
         piece.flags = self._flags(fields["z"], atoms)
+        self._judge_distance(piece, features)
         return piece
+
+    def _judge_distance(self, piece: Piece, features: NDArray[np.float64]) -> None:
+        """Add how far crystals are from training, where the model knows."""
+        if self._confidence.novelty is None:
+            return
+        distance = self._confidence.novelty.relative(features)
+        piece.columns["novelty"] = distance
+        for row in np.flatnonzero(distance > 1).tolist():
+            piece.flags[row] = SEPARATOR.join(filter(None, (piece.flags[row], FAR)))
 
     @torch.no_grad()
     def _decoded(
         self, fields: Arrays, atoms: NDArray[np.int64], edges: NDArray[np.int64]
-    ) -> tuple[dict[str, NDArray[np.float64]], dict[str, dict[str, NDArray[np.float64]]]]:
-        """Return physical values by target, and the fields of `Learned` by regression target."""
+    ) -> tuple[dict[str, NDArray[np.float64]], dict[str, dict[str, NDArray[np.float64]]], NDArray[np.float64]]:
+        """Return physical values by target, the fields of `Learned` by regression target, and the features (n, F)."""
         torch.set_flush_denormal(True)
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             tensors = {name: torch.from_numpy(values).to(self._device) for name, values in fields.items()}
             batch = join(tensors, atoms, edges)
-            found = combined(self._folded, [member(batch) for member in self._folded])
-            learned = {
-                name: {part: values.cpu().numpy() for part, values in zip(Learned._fields, each, strict=True)}
-                for name, each in found.learned.items()
-            }
-            return {name: values.cpu().numpy() for name, values in found.decoded.items()}, learned
+            seen = [member.features(batch) for member in self._folded]
+            found = combined(self._folded, [m.outputs(*each) for m, each in zip(self._folded, seen, strict=True)])
+            learned = {name: each.arrays() for name, each in found.learned.items()}
+            features = seen[0][1].double().cpu().numpy()
+            return {name: values.cpu().numpy() for name, values in found.decoded.items()}, learned, features
         finally:
             torch.set_num_threads(before)
 
@@ -272,6 +294,7 @@ def _revived(
     targets: Sequence[Target],
     weights: Sequence[Mapping[str, NDArray[Any]]],
     elements: Sequence[int],
+    confidence: Confidence,
 ) -> Network:
     members = []
     for each in weights:
@@ -279,4 +302,4 @@ def _revived(
             member = CrystalGNN(config, targets)
         member.load_state_dict({name: torch.from_numpy(values) for name, values in each.items()}, assign=True)
         members.append(member.eval())
-    return Network(members, elements)
+    return Network(members, elements, confidence)

@@ -58,6 +58,7 @@ class Predictor:
         self.device = _device(device)
         self.members = tuple(member.to(self.device).eval() for member in members)
         self.builder = GraphBuilder(info.config.graph)
+        self.confidence = info.confidence()
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Predictor:
@@ -70,8 +71,8 @@ class Predictor:
 
     @property
     def units(self) -> dict[str, str]:
-        """Target name -> physical unit."""
-        return {target.name: target.unit for target in self.info.config.targets}
+        """Column name -> physical unit."""
+        return {target.name: target.unit for target in self.info.config.targets} | self.confidence.units()
 
     def predict(self, crystals: Any, ids: Sequence[str] | None = None) -> Predictions:
         """Predict crystals.
@@ -82,10 +83,12 @@ class Predictor:
             ids: Their ids; by default ``crystal-0``, ... (not for files, which have their own).
 
         Returns:
-            One row per crystal that can be predicted, in their order; the others are in ``set_aside``.
+            One row per crystal that can be predicted, in their order; the others are in ``set_aside``. For each
+            calibrated target ``<t>``, ``<t>_std`` and the ends of the 90 % interval ``<t>_lower`` and
+            ``<t>_upper``; ``novelty`` is the distance from the training crystals, above 1 for what is far.
         """
         given: Crystals = blocks(crystals) if isinstance(crystals, str | Path) else from_structures(crystals, ids)
-        return joined(self.stream(given), self.units)
+        return joined(self.stream(given), self.units, self.confidence)
 
     def predict_structure(self, crystal: Any) -> dict[str, Any]:
         """Return the predictions of one crystal by name.
@@ -170,13 +173,15 @@ class Predictor:
                 truth += labels
                 if counter:
                     counter(len(piece) + len(piece.set_aside))
-        result = joined(found, self.units)
+        result = joined(found, self.units, self.confidence)
         if not len(result):
             raise DataError(_nothing(result.set_aside))
         apart = {target.name: [label[target.name] for label in truth] for target in targets}
         labels_ = {name: np.concatenate(values) for name, values in apart.items()}
         baselines = {name: Baseline.from_dict(value) for name, value in self.info.baselines.items()}
         scores = evaluate(targets, labels_, _flat(targets, result), baselines)
+        for name, learned in result.flat().items():
+            scores[name] |= self.confidence.scores(name, labels_[name], learned)
         columns = {t.name: apart[t.name] if t.level == "atom" else labels_[t.name] for t in targets}
         return Evaluation(scores, result, columns)
 
@@ -198,7 +203,7 @@ class Predictor:
     ) -> Generator[Piece, None, None]:
         """Yield predictions; on a GPU the workers build graphs and this process runs the network."""
         building = Building(self.info.config.graph, self.info.config.targets if is_scored else ())
-        network = Network(self.members, self.info.elements, self.device)
+        network = Network(self.members, self.info.elements, self.confidence, self.device)
         is_here = self.device.type != "cpu"
         function = building if is_here else Forward(building, network)
         with closing(run(engine, function, source, workers)) as results:
@@ -219,11 +224,17 @@ class Predictor:
             else:
                 aside.append(note)
             row += why is None
-        columns, flags, truth = piece.columns, piece.flags, piece.truth
+        columns, learned, flags, truth = piece.columns, piece.learned, piece.flags, piece.truth
         if len(used) < row:
-            columns = {name: _picked(values, used) for name, values in columns.items()}
+            columns = _picked_columns(columns, used)
+            learned = {name: _picked_columns(spreads, used) for name, spreads in learned.items()}
             flags, truth = _picked(flags, used), _picked(truth, used) if truth else []
-        return Predictions(ids, columns if ids else {}, self.units, flags, aside), truth
+        given = (columns, self.units, flags, aside, learned) if ids else ({}, self.units, flags, aside)
+        return Predictions(ids, *given, confidence=self.confidence), truth
+
+
+def _picked_columns(columns: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    return {name: _picked(values, rows) for name, values in columns.items()}
 
 
 def _picked(values: Any, rows: list[int]) -> Any:

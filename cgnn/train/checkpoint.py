@@ -29,6 +29,7 @@ from cgnn.files import write_bytes
 from cgnn.graph.build import SCHEMA
 from cgnn.model import CrystalGNN
 from cgnn.model.embed import ELEMENT_TABLE_VERSION
+from cgnn.train.confidence import Confidence
 
 VERSION = 2
 """Version of the model file; raise it with every change and add the upgrade from the one before."""
@@ -64,9 +65,9 @@ class ModelInfo:
         baselines: Target name -> what predicting the training mean needs (`cgnn.train.metrics.Baseline`).
         summary: Numbers of the training: crystals, epoch, validation scores.
         source: Where the training crystals come from: file, and database version and licence where known.
-        calibration: Target name -> what turns spreads into errors, plain JSON; empty where it was not calibrated.
+        calibration: What turns spreads into errors (`Confidence.to_dict`); empty where it was not calibrated.
         versions: Versions of the packages and of the element tables it was made with.
-        reference: Small tensors that tell how far a crystal is from those of the training.
+        reference: Small tensors that tell how far a crystal is from those of the training (`Confidence.to_tensors`).
     """
 
     config: Config
@@ -83,6 +84,15 @@ class ModelInfo:
         }
     )
     reference: Tensors = field(default_factory=dict, compare=False)  # tensors do not compare to one truth value
+
+    def confidence(self) -> Confidence:
+        """Return what the model knows of its own errors.
+
+        Raises:
+            CheckpointError: ``calibration`` or ``reference`` are not those of such a model.
+        """
+        width = self.config.model.width
+        return Confidence.from_stored(self.calibration, self.reference, self.config.targets, width)
 
 
 class StoredModel(NamedTuple):
@@ -148,6 +158,10 @@ def load_model(path: str | Path) -> StoredModel:
         raise CheckpointError(f"{path}: not a model this version can read: {why}") from None
     _check_numbers(parts, members[0], path)
     _check_finite({f"{REFERENCE}.{name}": tensor for name, tensor in reference.items()}, path)
+    try:
+        info.confidence()
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     return StoredModel(tuple(member.eval() for member in members), info)
 
 

@@ -17,6 +17,7 @@ from cgnn.data.engines.choice import processors
 from cgnn.data.prepare import Watch
 from cgnn.errors import CheckpointError, ConfigError, choose
 from cgnn.files import write_json
+from cgnn.train.assess import assessed
 from cgnn.train.batched import can_batch, fit_batched
 from cgnn.train.checkpoint import MODEL_FILE, ModelInfo, load_model, save_model
 from cgnn.train.loop import in_history
@@ -173,7 +174,7 @@ def _gathered(config: Config, plan: Ensemble, crystals: Divided, group: Group) -
             drawn = {crystals.dataset.ids[i]: int(n) for i, n in enumerate(member.counts) if n}
             write_json(group.folder / str(member.number) / "bootstrap.json", drawn)
     folder = group.folder.parent
-    info = replace(stored[0].info, config=config)
+    info = assessed(networks, replace(stored[0].info, config=config), crystals.dataset, crystals.parts)
     metrics = score(networks, info, crystals.dataset, crystals.parts, folder)
     info = replace(info, summary=_summary(plan, [found.info for found in stored], metrics))
     save_model(folder / "best" / MODEL_FILE, networks, info)

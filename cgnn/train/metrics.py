@@ -179,8 +179,11 @@ def learned_unit(target: Target) -> str:
 COLUMNS = ("target", "score", "value", "baseline", "unit")
 _TITLES = {
     "n": "labels", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "accuracy": "accuracy", "log_loss": "log loss",
-    "f1": "F1", "f1_macro": "F1 (macro)", "roc_auc": "ROC AUC",
+    "f1": "F1", "f1_macro": "F1 (macro)", "roc_auc": "ROC AUC", "coverage_90": "90 % coverage",
+    "miscalibration_area": "miscalibration", "width_90": "90 % width", "interval_score_90": "90 % score",
+    "spread_error": "ENCE", "spread_rank": "spread rank", "retention_gain": "retention",
 }  # fmt: skip
+_WITH_UNIT = ("mae", "rmse", "width_90", "interval_score_90")
 
 
 def table(metrics: Mapping[str, Mapping[str, float | int]], targets: Sequence[Target]) -> list[tuple[str, ...]]:
@@ -220,7 +223,7 @@ def _title(key: str, target: Target) -> tuple[str, str]:
         name, unit, scale = key.removesuffix(suffix), learned_unit(target), f" ({target.transform})"
     else:
         name, unit, scale = key, target.unit, ""
-    return _TITLES[name] + scale, unit if name in ("mae", "rmse") else ""
+    return _TITLES[name] + scale, unit if name in _WITH_UNIT else ""
 
 
 def _number(value: float | int) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cgnn import config as configs
 from cgnn.config import Config
-from cgnn.data.dataset import CrystalDataset, by_edges
+from cgnn.data.dataset import CrystalDataset
 from cgnn.data.prepare import Watch, prepare
 from cgnn.data.records import SetAside
 from cgnn.data.split import Split, split
@@ -24,11 +24,12 @@ from cgnn.data.tables import TableWriter, write_set_aside
 from cgnn.errors import CheckpointError, ConfigError, DataError
 from cgnn.files import write_json, write_text
 from cgnn.model import CrystalGNN
-from cgnn.model.members import Combined, combined
-from cgnn.model.network import raw_outputs
-from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE, ModelInfo
+from cgnn.model.members import Combined
+from cgnn.train.assess import assessed, combined_part
+from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE, ModelInfo, save_model
+from cgnn.train.confidence import PART, Confidence
 from cgnn.train.engine import is_first_process
-from cgnn.train.loop import Indices, fit
+from cgnn.train.loop import Fitted, Indices, fit
 from cgnn.train.method import Method
 from cgnn.train.metrics import Baseline, evaluate
 from cgnn.train.transfer import REPORT_FILE, Transfer
@@ -127,7 +128,7 @@ def train(
     method = method_of(config, folder, resume, **({"tell": tell} if tell else {}))
     crystals = begin(config, folder, first and not is_begun, watch)
     fitted = fit(config, crystals.dataset, crystals.parts, folder, resume, report, method)
-    metrics = score([fitted.model], fitted.info, crystals.dataset, crystals.parts, folder) if first else {}
+    metrics = _end(fitted, crystals, folder) if first else {}
     return Run(folder, config, crystals.split, fitted.history, metrics, tuple(crystals.dataset.set_aside))
 
 
@@ -179,6 +180,15 @@ def method_of(config: Config, *place: Any, **named: Any) -> Method:
     return Transfer(config, *place, **named) if config.transfer is not None else Method()
 
 
+def _end(fitted: Fitted, crystals: Divided, folder: Path) -> dict[str, Any]:
+    """Put what the model knows of its own errors into its file, and score it."""
+    info = fitted.info
+    if not (info.calibration or info.reference):  # a finished run is left as it is
+        info = assessed([fitted.model], info, crystals.dataset, crystals.parts)
+        save_model(folder / "best" / MODEL_FILE, [fitted.model], info)
+    return score([fitted.model], info, crystals.dataset, crystals.parts, folder)
+
+
 def check_folder(folder: Path, resume: bool) -> None:
     """Check that a new run does not overwrite anything.
 
@@ -211,13 +221,16 @@ def score(
 ) -> dict[str, Any]:
     """Score validation and test part; write ``metrics.json`` and ``predictions.csv`` into a run folder.
 
+    Where the model is calibrated, the test part's scores tell how true its stated errors are.
+
     The table of an ensemble also holds ``<target>_spread``: the standard deviation of the members' values on the
     learned scale.
     """
     targets = info.config.targets
     baselines = {name: Baseline.from_dict(value) for name, value in info.baselines.items()}
     metrics: dict[str, Any] = {}
-    with TableWriter(folder / "predictions.csv", {t.name: t.unit for t in targets}) as table:
+    confidence = info.confidence()
+    with TableWriter(folder / "predictions.csv", {t.name: t.unit for t in targets} | confidence.units()) as table:
         for part in ("val", "test"):
             if not len(indices[part]):
                 continue
@@ -225,7 +238,10 @@ def score(
             decoded = {name: values.numpy() for name, values in found.decoded.items()}
             truth = {target.name: dataset.label(target, indices[part]) for target in targets}
             metrics[part] = evaluate(targets, truth, decoded, baselines)
-            table.add(_columns(members, dataset, indices[part], part, found))
+            if part != PART:  # of the part that it was calibrated on, the coverage is what it must be
+                for t in confidence.targets:
+                    metrics[part][t.name] |= confidence.scores(t.name, truth[t.name], found.learned[t.name].arrays())
+            table.add(_columns(members, dataset, indices[part], part, found, confidence))
     write_json(folder / "metrics.json", metrics)
     return metrics
 
@@ -235,16 +251,15 @@ def predict_part(members: Sequence[CrystalGNN], dataset: CrystalDataset, indices
     return {name: values.numpy() for name, values in combined_part(members, dataset, indices).decoded.items()}
 
 
-def combined_part(members: Sequence[CrystalGNN], dataset: CrystalDataset, indices: Indices) -> Combined:
-    """Return what members say together of some crystals of a data set."""
-    parts = by_edges(dataset, indices)
-    return combined(members, [raw_outputs(member, (dataset.batch(part) for part in parts)) for member in members])
-
-
 def _columns(
-    members: Sequence[CrystalGNN], dataset: CrystalDataset, indices: Indices, part: str, found: Combined
+    members: Sequence[CrystalGNN],
+    dataset: CrystalDataset,
+    indices: Indices,
+    part: str,
+    found: Combined,
+    confidence: Confidence,
 ) -> dict[str, Any]:
-    """Return a table of a part: id, part, and per target prediction, label and the members' spread."""
+    """Return a table of a part: id, part, and per target prediction, stated error, label and the members' spread."""
     columns: dict[str, Any] = {
         "material_id": [dataset.ids[index] for index in indices],
         "part": [part] * len(indices),
@@ -252,6 +267,8 @@ def _columns(
     cuts = np.cumsum(dataset.sizes()[0][indices])[:-1]
     for target in dataset.targets:
         values = members[0].head(target.name).columns(found.decoded[target.name].numpy())
+        if target.name in found.learned:
+            values |= confidence.columns(target, found.learned[target.name].arrays())
         values[f"{target.name}_true"] = dataset.label(target, indices)
         if len(members) > 1 and target.name in found.learned:
             values[f"{target.name}_spread"] = found.learned[target.name].variance_between.sqrt().numpy()
