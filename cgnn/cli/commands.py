@@ -211,12 +211,20 @@ def prepare(
 
 
 @app.command()
-def info(model: ModelPath) -> None:
+def info(
+    model: ModelPath,
+    card: Annotated[Path | None, typer.Option(help="Write a model card (Markdown) into this file.")] = None,
+) -> None:
     """Show what a model predicts, how it was trained, and how well it does."""
+    from cgnn.cli.card import read_scores, write_card
     from cgnn.cli.report import describe
     from cgnn.predict import Predictor
 
-    show(describe(Predictor.load(model, "cpu")))
+    predictor = Predictor.load(model, "cpu")
+    show(describe(predictor))
+    if card is not None:
+        write_card(card, predictor, read_scores(model))
+        say(f"card: {card}")
 
 
 @app.command()
