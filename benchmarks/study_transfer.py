@@ -51,7 +51,7 @@ def fit_one(study: dict[str, Any], job: Job, init: str, folder: Path) -> dict[st
     number = len(parts.train) if size == "all" else int(size)
     batches = math.ceil(number / config.train.batch_size)
     epochs = max(study["epochs"], round(study["steps"] / batches))
-    methods = {arm: Arm(tuple(change.format(init=init) for change in study["arms"][arm]))}
+    methods = {arm: Arm(tuple(change.replace("INIT", init) for change in study["arms"][arm]))}
     started = time.perf_counter()
     rows = learning_curve(
         config, dataset, indices, [number], folder, [seed], methods=methods, epochs=lambda size: epochs

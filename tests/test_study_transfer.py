@@ -36,7 +36,8 @@ def lines() -> list[dict[str, Any]]:
 
 
 def settings() -> dict[str, Any]:
-    return dict(yaml.safe_load((ROOT / "benchmarks" / "studies" / "transfer.yaml").read_text()))
+    study = yaml.safe_load((ROOT / "benchmarks" / "studies" / "transfer.yaml").read_text())
+    return {**study, "arms": {name: study["arms"][name] for name in ("scratch", "transfer")}}
 
 
 def test_table(study: Any) -> None:
