@@ -37,7 +37,7 @@ def models(small_settings, tmp_path_factory):
 
 def step_of(config, dataset, model, indices, averaged=None, done=0.5):
     indices = np.asarray(indices)
-    return Step(model, model, averaged, dataset.batch(indices), indices, config.train, done)
+    return Step(model, model, averaged, dataset.batch(indices), config.train, done, indices)
 
 
 def test_mean_teacher_of_weight_zero_is_the_plain_way(config, dataset, tmp_path):
