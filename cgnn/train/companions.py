@@ -52,7 +52,7 @@ class Companions(Method):
 
     def is_companion(self, step: Step) -> Tensor:
         """Return which crystals of a batch are drawn from the pool (B,)."""
-        return torch.from_numpy(np.isin(step.indices, self.pool)).to(step.batch.z.device)
+        return torch.from_numpy(np.isin(step.crystals, self.pool)).to(step.batch.z.device)
 
 
 def check_apart(parts: Mapping[str, Indices], unlabelled: Indices, dataset: CrystalDataset) -> None:

@@ -171,11 +171,11 @@ class _Session:
         mine = self._share(self.method.draw(indices, self.progress.epoch, self.progress.step))
         batch = self.dataset.batch(mine).to(self.fabric.device)
         averaged = self.evaluated if self.ema is not None else None
-        loss = self.method.loss(Step(self.model, self.wrapped, averaged, batch, mine, self.settings, share))
+        loss = self.method.loss(Step(self.model, self.wrapped, averaged, batch, self.settings, share, mine))
         self.fabric.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
         found = torch.stack([loss.detach(), norm]).tolist()  # the one time in a step that the device is waited for
-        self._check(dict(zip(("loss", "gradient"), found, strict=True)), indices)
+        self._check(dict(zip(("loss", "gradient"), found, strict=True)), mine)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:

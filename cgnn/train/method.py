@@ -25,18 +25,18 @@ class Step:
         forward: Calls it on a batch as the engine wants it called (precision, several devices).
         averaged: Its copy with averaged weights, where there is one (``train.ema``).
         batch: Crystals with labels.
-        indices: Their places in the data set.
         settings: How the network is fitted.
         done: Share of all steps that lie behind.
+        crystals: Indices of the batch's crystals in the data set (B,).
     """
 
     model: CrystalGNN
     forward: Callable[[Any], dict[str, Tensor]]
     averaged: CrystalGNN | None
     batch: Any
-    indices: Indices
     settings: TrainConfig
     done: float
+    crystals: Indices
 
 
 class Method:

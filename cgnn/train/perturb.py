@@ -50,8 +50,12 @@ def moved(graph: Any, noise: float) -> tuple[Any, Tensor]:
 
 
 def without_elements(graph: Any, share: float) -> tuple[Any, Tensor]:
-    """Return crystals of which the elements of a share of the atoms are hidden, and which atoms these are (N,)."""
-    is_hidden = (torch.rand(len(graph.z)) < share).to(graph.z.device)
+    """Return crystals of which the elements of a share of the atoms are hidden, and which atoms these are (N,).
+
+    At least one of a batch is.
+    """
+    drawn = torch.rand(len(graph.z))
+    is_hidden = ((drawn < share) | (drawn == drawn.min())).to(graph.z.device)
     changed = copy.copy(graph)
     changed.z = graph.z.masked_fill(is_hidden, HIDDEN)
     return changed, is_hidden

@@ -106,16 +106,14 @@ class SelfSupervised(Method):
 
     def loss(self, step: Step) -> Tensor:
         """Return the mean loss over the atoms that count."""
-        losses = self.guess(step.model, step.batch).losses
-        return losses.sum() / max(len(losses), 1)
+        return self.guess(step.model, step.batch).losses.mean()
 
     @torch.no_grad()
     def validate(self, model: CrystalGNN, batches: Iterable[Any]) -> dict[str, float]:
         """Return the loss on held-out crystals, which are changed alike in every epoch, and the share guessed right."""
         with same_draws(self.config.train.seed):
             guesses = [self.guess(model, batch) for batch in batches]
-        losses = torch.cat([guess.losses for guess in guesses])
-        row = {"val_score": float(losses.mean()) if len(losses) else float("nan")}
+        row = {"val_score": float(torch.cat([guess.losses for guess in guesses]).mean())}
         right = [guess.right for guess in guesses if guess.right is not None]
         return row | ({"val_right": float(torch.cat(right).double().mean())} if right else {})
 

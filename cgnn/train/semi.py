@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cgnn.config import Config, build
 from cgnn.data.dataset import CrystalDataset
@@ -123,9 +124,11 @@ class PseudoLabels(Companions):
 class Consistency(Companions):
     r"""Learns from labels, and to say of changed crystals what the averaged network says of unchanged ones.
 
-    .. math:: L + \lambda\, e^{-5 (1 - \min(t / T, 1))^2}\, \mathrm{mean}\, |p_\mathrm{student} - p_\mathrm{teacher}|^2
+    .. math:: L + \lambda\, e^{-5 (1 - \min(t / T, 1))^2}\, \mathrm{mean}\, D(p_\mathrm{student}, p_\mathrm{teacher})
 
-    with the share t of the steps done; p are scaled values or probabilities.
+    with the share t of the steps done. Probabilities are compared by their squared difference. Scaled values are not
+    bounded, and far from the labels the two networks would carry each other away: they are compared by the Huber
+    loss, and the teacher's are cut at three standard deviations of the labels.
 
     Source: Tarvainen and Valpola, Mean teachers are better role models, NIPS 2017, arXiv:1703.01780.
 
@@ -154,19 +157,23 @@ class Consistency(Companions):
         return self.settings.weight * math.exp(-5 * (1 - share) ** 2)
 
 
-_OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "regression": lambda raw: raw[:, :1],
-    "binary": torch.sigmoid,
-    "multiclass": lambda raw: torch.softmax(raw, dim=1),
+_PLAUSIBLE = 3.0
+"""Scaled value beyond which a teacher is not followed."""
+
+_DIFFERENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "regression": lambda said, taught: functional.huber_loss(
+        said[:, 0], taught[:, 0].clamp(-_PLAUSIBLE, _PLAUSIBLE).to(said.dtype)
+    ),
+    "binary": lambda said, taught: (torch.sigmoid(said) - torch.sigmoid(taught)).square().mean(),
+    "multiclass": lambda said, taught: (torch.softmax(said, 1) - torch.softmax(taught, 1)).square().mean(),
 }
-"""Task -> what two networks are compared by."""
+"""Task -> difference of the raw outputs of two networks."""
 
 
 def _difference(model: CrystalGNN, raw: dict[str, Tensor], taught: dict[str, Tensor]) -> Tensor:
-    differences = []
-    for target in model.targets:
-        said, wanted = (_OUTPUTS[target.task](outputs[target.name]) for outputs in (raw, taught))
-        differences.append(target.weight * (said - wanted).square().mean())
+    differences = [
+        target.weight * _DIFFERENCES[target.task](raw[target.name], taught[target.name]) for target in model.targets
+    ]
     return torch.stack(differences).sum()
 
 

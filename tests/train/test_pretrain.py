@@ -131,6 +131,11 @@ def test_share_of_hidden_elements(dataset):
     assert float(is_hidden.double().mean()) == pytest.approx(0.15, abs=0.01)  # some 15,000 atoms: five sigma
 
 
+def test_one_element_at_least_is_hidden(dataset):
+    lone = dataset.batch([int(np.argmin(dataset.sizes()[0]))])
+    assert int(without_elements(lone, 1e-9)[1].sum()) == 1
+
+
 def test_dropping_a_share_of_features():
     torch.manual_seed(0)
     layer = torch.nn.Identity().eval()
@@ -159,7 +164,7 @@ def test_losses_by_their_formulas(config, dataset):
     torch.manual_seed(0)
     model = CrystalGNN(config.model, config.targets).eval()
     batch = dataset.batch([0, 1, 2, 3])
-    step = Step(model, model, None, batch, np.arange(4), config.train, 0.0)
+    step = Step(model, model, None, batch, config.train, 0.0, np.arange(4))
     denoising, masked = Denoising(config, 0.02), MaskedElements(config, 0.5)
     noise_head, classifier = denoising.extra(), masked.extra()
     with same_draws(1), torch.no_grad():

@@ -14,7 +14,15 @@ from cgnn.train.checkpoint import read_tensors
 from cgnn.train.companions import Companions, only
 from cgnn.train.method import Step
 from cgnn.train.pseudo import pseudo_labels
-from cgnn.train.semi import Consistency, MeanTeacher, PseudoLabels, SelfTraining, mean_teacher, self_training
+from cgnn.train.semi import (
+    Consistency,
+    MeanTeacher,
+    PseudoLabels,
+    SelfTraining,
+    _difference,
+    mean_teacher,
+    self_training,
+)
 
 
 @pytest.fixture
@@ -37,7 +45,7 @@ def models(small_settings, tmp_path_factory):
 
 def step_of(config, dataset, model, indices, averaged=None, done=0.5):
     indices = np.asarray(indices)
-    return Step(model, model, averaged, dataset.batch(indices), indices, config.train, done)
+    return Step(model, model, averaged, dataset.batch(indices), config.train, done, indices)
 
 
 def test_mean_teacher_of_weight_zero_is_the_plain_way(config, dataset, tmp_path):
@@ -49,7 +57,7 @@ def test_mean_teacher_of_weight_zero_is_the_plain_way(config, dataset, tmp_path)
 
 
 def test_mean_teacher_loss_by_its_formula(config, dataset, models):
-    """Without noise and dropout: loss of the labels plus the ramped mean square between two networks."""
+    """Without noise and dropout: loss of the labels plus the ramped Huber loss between two networks."""
     student, teacher = models
     quiet = MeanTeacher(weight=3.0, ramp=0.4, noise=0.0, dropout=0.0)
     method = Consistency(config, quiet, UNLABELLED)
@@ -59,9 +67,25 @@ def test_mean_teacher_loss_by_its_formula(config, dataset, models):
         said, wanted = (model(step.batch) for model in (student, teacher))
         labelled = dataset.batch([0, 1])
         expected = float(student.loss(student(labelled), labelled, "mae"))
-    difference = sum(float((said[t.name][:, 0] - wanted[t.name][:, 0]).square().mean()) for t in config.targets)
+    difference = 0.0
+    for target in config.targets:
+        away = (said[target.name][:, 0] - wanted[target.name][:, 0].clamp(-3, 3)).abs()
+        difference += float(torch.where(away < 1, away**2 / 2, away - 0.5).mean())
     expected += 3.0 * math.exp(-5 * (1 - 0.1 / 0.4) ** 2) * difference
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_teacher_far_away_is_not_followed(config, models):
+    """Its values are cut at three standard deviations, and no crystal pulls harder than one."""
+    student, _ = models
+    target = config.targets[0]
+    said = torch.tensor([[0.0], [50.0], [-50.0]], requires_grad=True)
+    raw = {target.name: said, config.targets[1].name: torch.zeros(3, 1)}
+    taught = {target.name: torch.full((3, 1), 1000.0), config.targets[1].name: torch.zeros(3, 1)}
+    difference = _difference(student, raw, taught)
+    assert float(difference.detach()) == pytest.approx((2.5 + 46.5 + 52.5) / 3, rel=1e-6)
+    difference.backward()
+    torch.testing.assert_close(said.grad, torch.tensor([[-1.0], [1.0], [-1.0]]) / 3)
 
 
 def test_the_teacher_is_not_changed_by_the_loss(config, dataset, models):
