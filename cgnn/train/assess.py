@@ -45,7 +45,7 @@ def assessed(
         targets,
         _learned(members, dataset, validation) if len(validation) else {},
         {target.name: dataset.label(target, validation) for target in targets},
-        _features(members[0], dataset, training),
+        features_part(members[0], dataset, training),
         seed,
     )
     return replace(info, calibration=confidence.to_dict(), reference=confidence.to_tensors())
@@ -64,7 +64,8 @@ def _learned(
 
 
 @torch.no_grad()
-def _features(member: CrystalGNN, dataset: CrystalDataset, indices: Indices) -> NDArray[Any]:
+def features_part(member: CrystalGNN, dataset: CrystalDataset, indices: Indices) -> NDArray[Any]:
+    """Return what the heads of a network see of some crystals of a data set (n, F)."""
     parts = [member.features(batch)[1].cpu().numpy() for batch in _batches(member, dataset, indices)]
     return np.concatenate(parts)
 
