@@ -276,3 +276,36 @@ def test_scores_of_targets_whose_names_begin_alike_stay_apart() -> None:
     rows = _validation({"val_score": 1.0, "val_gap_mae": 0.25, "val_gap_direct_mae": 0.5, "train": 3}, targets)
     assert rows[1:] == [("gap", "MAE", "0.25", "eV"), ("gap_direct", "MAE", "0.5", "eV")]
     assert _validation({"train": 3}, targets) == []
+
+
+def test_an_ensemble_is_trained_and_resumed(cgnn: Run, config: Path, export: Path, tmp_path: Path) -> None:
+    """One command trains it; --resume alone knows what it is; its folder works as a run's."""
+    folder = tmp_path / "run"
+    ways = ("--members", 2, "--by", "bootstrap", "--side-by-side", "serial")
+    outcome = cgnn("train", config, "--output", folder, "-o", "train.epochs=1", *ways)
+    assert outcome.code == 0
+    assert "member 2/2  epoch 1/1" in outcome.err
+    assert "MAE (log10)" in outcome.out
+    before = (folder / "best" / "model.safetensors").read_bytes()
+    (folder / "best" / "model.safetensors").unlink()
+    assert cgnn("train", "--resume", "--output", folder).code == 0
+    assert (folder / "best" / "model.safetensors").read_bytes() == before
+    told = cgnn("info", folder).out
+    assert "members      2, by bootstrap; a prediction is their mean" in told
+    assert "best epoch   1, 1 of 1" in told
+    assert cgnn("predict", folder, export, "--output", tmp_path / "p.csv").code == 0
+    assert cgnn("evaluate", folder, export, "--output", tmp_path / "e").code == 0
+    assert cgnn("evaluate", folder, export, "--output", folder).code == 2
+
+
+def test_options_of_ensembles(cgnn: Run, config: Path, tmp_path: Path) -> None:
+    for options, message in (
+        (("--by", "bootstrap"), "--by, --side-by-side and --workers are for ensembles: give also --members"),
+        (("--members", 2, "--by", "seeds"), "unknown ensemble 'seeds'; did you mean 'seed'"),
+        (("--members", 2, "--side-by-side", "x"), "unknown way to fit members side by side 'x'"),
+        (("--members", 0), "greater than or equal to 1"),
+    ):
+        outcome = cgnn("train", config, "--output", tmp_path / "run", *options)
+        assert outcome.code == 2
+        assert message in outcome.err
+    assert not (tmp_path / "run").exists()
