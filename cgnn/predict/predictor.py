@@ -229,8 +229,9 @@ class Predictor:
             columns = _picked_columns(columns, used)
             learned = {name: _picked_columns(spreads, used) for name, spreads in learned.items()}
             flags, truth = _picked(flags, used), _picked(truth, used) if truth else []
-        given = (columns, self.units, flags, aside, learned) if ids else ({}, self.units, flags, aside)
-        return Predictions(ids, *given, confidence=self.confidence), truth
+        if not ids:
+            columns, learned = {}, {}
+        return Predictions(ids, columns, self.units, flags, aside, learned, self.confidence), truth
 
 
 def _picked_columns(columns: dict[str, Any], rows: list[int]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from cgnn.config import Config, build
 from cgnn.model import CrystalGNN
 from cgnn.predict import Predictor
 from cgnn.train.checkpoint import ModelInfo, save_model
+from cgnn.train.confidence import Confidence
 
 FCC = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
 CRYSTALS = [
@@ -45,12 +46,31 @@ def _member(config: Config) -> CrystalGNN:
     return model.eval()
 
 
+def _confidence(config: Config) -> Confidence:
+    """Return what a model could know of its errors."""
+    rng = np.random.default_rng(20261121)
+    targets = [target for target in config.targets if target.task == "regression"]
+    learned = {t.name: {"value": np.full(80, 2.0), "variance_between": rng.uniform(0, 0.1, 80)} for t in targets}
+    for each in learned.values():
+        each["scale_within"] = np.zeros(80)
+    truth = {t.name: 10 ** rng.normal(2, 0.2, 80) if t.transform == "log10" else rng.normal(2, 1, 80) for t in targets}
+    return Confidence.fit(targets, learned, truth, rng.normal(1, 0.1, (120, config.model.width)))
+
+
 def make(stem: str) -> None:
     config = build(SETTINGS)
     torch.manual_seed(20261121)
     members = [_member(config), _member(config)]
     baselines = {"bulk_modulus": {"value": 100.0, "learned": 1.9}}
-    info = ModelInfo(config, elements=(8, 12, 13, 28, 29), baselines=baselines, summary={"epoch": 1})
+    known = _confidence(config)
+    info = ModelInfo(
+        config,
+        elements=(8, 12, 13, 28, 29),
+        baselines=baselines,
+        summary={"epoch": 1},
+        calibration=known.to_dict(),
+        reference=known.to_tensors(),
+    )
     save_model(f"{stem}.safetensors", members, info)
     crystals = [Structure(Lattice(c["lattice"]), c["species"], c["coords"]) for c in CRYSTALS]
     found = Predictor.load(f"{stem}.safetensors", "cpu").predict(crystals)

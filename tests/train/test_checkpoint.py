@@ -26,6 +26,7 @@ from cgnn.train.checkpoint import (
     save_model,
     write_tensors,
 )
+from cgnn.train.novelty import Novelty
 
 CRYSTALS = [
     Structure(Lattice.cubic(3.6), ["Cu"] * 4, [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]),
@@ -284,8 +285,9 @@ def test_several_members_and_a_reference(tmp_path, model, info):
     """All come back in their order; the prediction is their mean on the learned scale."""
     torch.manual_seed(1)
     twin = CrystalGNN(info.config.model, info.config.targets).eval()
-    reference = {"points": torch.arange(6.0).reshape(2, 3), "numbers": torch.arange(3)}
-    extended = dataclasses.replace(info, calibration={"bulk_modulus": {"a": 1.0}}, reference=reference)
+    features = np.random.default_rng(0).normal(size=(120, info.config.model.width))
+    reference = Novelty.fit(features).to_tensors()
+    extended = dataclasses.replace(info, reference=reference)
     save_model(tmp_path / "a.safetensors", [model, twin], extended)
     members, found = load_model(tmp_path / "a.safetensors")
     assert found == extended
@@ -384,6 +386,7 @@ def test_models_of_earlier_releases_predict_the_same(name):
     found = predictor.predict(crystals)
     assert found.units == stored["units"]
     assert found.ids == [f"crystal-{row}" for row in range(len(crystals))]
+    assert list(found.columns) == list(stored["predictions"])
     for column, values in stored["predictions"].items():
         if isinstance(values[0], str):
             assert list(found[column]) == values
