@@ -75,5 +75,5 @@ class Member(Method):
         """Return the loss of a step, in which crystals count as they were drawn."""
         if self.counts is None:
             return super().loss(step)
-        weights = torch.from_numpy(self.counts[step.indices]).to(step.batch.z.device)
+        weights = torch.from_numpy(self.counts[step.crystals]).to(step.batch.z.device)
         return step.model.loss(step.forward(step.batch), step.batch, step.settings.loss, weights)
