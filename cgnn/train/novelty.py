@@ -48,10 +48,10 @@ class Novelty:
         """Take the reference from the features of training crystals (n, F); None for fewer than `FEWEST` different.
 
         Half of the crystals, and at most `POINTS`, are drawn as points; the others give the threshold: a crystal is no
-        measure of its own distance. On moduli, with halides or oxides kept from training, areas under the ROC curve
-        that tells them from other unseen crystals are 0.93 and 0.86; for Mahalanobis distances with a shrunk covariance
-        0.89 and 0.72; for k-means centres of all crystals, none of which is left for the threshold, 0.94 and 0.90
-        (``python benchmarks/novelty.py``).
+        measure of its own distance. On moduli, with halides or oxides kept from training, the areas under the ROC curve
+        that tells them from other unseen crystals are 0.93 and 0.86; for Mahalanobis distances with a shrunk
+        covariance 0.89 and 0.72; for k-means centres of all crystals, none of which is left for the threshold, 0.94
+        and 0.90 (``python benchmarks/novelty.py``).
 
         Args:
             features: What the heads see of each crystal.
