@@ -1,0 +1,129 @@
+"""How accurate the recipe is on crystals it never saw: one network, an ensemble, trees, and both together.
+
+python benchmarks/study_accuracy.py                               # what is not in accuracy.jsonl yet
+python benchmarks/study_accuracy.py --protocols random --seeds 0
+python benchmarks/study_accuracy.py --table                       # writes the table into docs/accuracy.md
+
+A tenth of the moduli chooses the epochs and calibrates, another tenth is the test part, both drawn by the seed. Each
+line of ``benchmarks/studies/accuracy.jsonl`` is one protocol and seed. By hand: ``cgnn train configs/elasticity.yaml
+-o data.path=FILE -o data.split.method=PROTOCOL -o data.split.test=0.1 -o data.split.seed=S --seed S --members 5``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tabular
+from study import DATA, ROOT, STUDIES, between_markers, finished
+
+NAME, DOCUMENT = "accuracy", "docs/accuracy.md"
+CONFIG = "configs/elasticity.yaml"
+FILE = "elasticity.json.gz"
+TARGETS = {"bulk_modulus": "log10 K", "shear_modulus": "log10 G"}
+PROTOCOLS = ("random", "chemical_system")
+MEMBERS = 5
+ROWS = {
+    "trees": "trees over composition and volume (`benchmarks/tabular.py`)",
+    "single": f"one network, mean of the {MEMBERS} members' errors",
+    "ensemble": f"{MEMBERS} networks",
+    "both": f"{MEMBERS} networks and the trees, mean of the logarithms",
+}
+INTERVALS = {"coverage_90": "90 % coverage", "width_90_log10": "width", "baseline_width_90_log10": "constant width"}
+
+
+def run(protocol: str, seed: int) -> dict[str, Any]:
+    """Train an ensemble under a protocol and return its line."""
+    from cgnn.config import load
+    from cgnn.data.dataset import CrystalDataset
+    from cgnn.data.prepare import prepare
+    from cgnn.train import train_ensemble
+    from cgnn.train.assess import combined_part
+    from cgnn.train.checkpoint import load_model
+    from cgnn.train.ensemble import Ensemble
+
+    started = time.perf_counter()
+    settings = [f"data.split.method={protocol}", "data.split.test=0.1", f"data.split.seed={seed}", f"train.seed={seed}"]
+    config = load(ROOT / CONFIG, [f"data.path={DATA / FILE}", *settings, "train.threads=1", "train.device=cpu"])
+    with tempfile.TemporaryDirectory() as folder:
+        result = train_ensemble(config, Path(folder) / "run", Ensemble(MEMBERS, side_by_side="serial"))
+        members = load_model(result.model_file).members
+    dataset = CrystalDataset(prepare(config.data, config.graph), config.targets)
+    train, test = (dataset.indices(getattr(result.split, part)) for part in ("train", "test"))
+    guessed = tabular.predict(tabular.crystal_features(dataset), dataset, train, test, seed=seed)
+    together = combined_part(members, dataset, test)
+    each = [combined_part([member], dataset, test) for member in members]
+    line: dict[str, Any] = {"protocol": protocol, "seed": seed, "minutes": (time.perf_counter() - started) / 60}
+    for target in config.targets:
+        truth = target.to_learned(dataset.label(target, test))
+        trees, value = target.to_learned(guessed[target.name]), together.learned[target.name].value.numpy()
+        found = {
+            "trees": _error(truth, trees),
+            "single": float(np.mean([_error(truth, one.learned[target.name].value.numpy()) for one in each])),
+            "ensemble": _error(truth, value),
+            "both": _error(truth, (value + trees) / 2),
+        }
+        scores = result.metrics["test"][target.name]
+        line[target.name] = {k: round(v, 5) for k, v in found.items()} | {k: round(scores[k], 4) for k in INTERVALS}
+    return line | {"minutes": round(line["minutes"], 1)}
+
+
+def _error(truth: Any, value: Any) -> float:
+    known = np.isfinite(truth)
+    return float(np.abs(truth - value)[known].mean())
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Return the study as Markdown tables: errors, then intervals."""
+    head = ["split", "model", *TARGETS.values(), "seeds"]
+    rows = [head, ["---"] * len(head)]
+    for protocol in PROTOCOLS:
+        mine = [line for line in lines if line["protocol"] == protocol]
+        for row, title in ROWS.items():
+            cells = [_cell([line[target][row] for line in mine], 4) for target in TARGETS]
+            rows += [[protocol.replace("_", " "), title, *cells, str(len(mine))]] if mine else []
+    head = ["split", "of", *INTERVALS.values()]
+    widths = [head, ["---"] * len(head)]
+    for protocol in PROTOCOLS:
+        mine = [line for line in lines if line["protocol"] == protocol]
+        for target, title in TARGETS.items():
+            cells = [_cell([line[target][key] for line in mine], 3) for key in INTERVALS] if mine else []
+            widths += [[protocol.replace("_", " "), title, *cells]] if mine else []
+    return "\n\n".join("\n".join("| " + " | ".join(row) + " |" for row in part) for part in (rows, widths))
+
+
+def _cell(values: list[float], digits: int) -> str:
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def main() -> None:
+    """Run the study or write its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--protocols", nargs="*", choices=PROTOCOLS, default=PROTOCOLS)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
+    parser.add_argument("--table", action="store_true", help="write the table instead")
+    arguments = parser.parse_args()
+    path = STUDIES / f"{NAME}.jsonl"
+    if arguments.table:
+        between_markers(DOCUMENT, NAME, table(finished(path)))
+        return
+    there = {(line["protocol"], line["seed"]) for line in finished(path)}
+    jobs = [(p, seed) for seed in arguments.seeds for p in arguments.protocols if (p, seed) not in there]
+    with ProcessPoolExecutor(arguments.workers) as pool:
+        for future in as_completed([pool.submit(run, *job) for job in jobs]):
+            line = json.dumps(future.result())
+            with path.open("a") as file:
+                file.write(line + "\n")
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
