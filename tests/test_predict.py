@@ -1,3 +1,4 @@
+import copy
 import csv
 import gzip
 import json
@@ -16,10 +17,12 @@ import sklearn.metrics as reference
 from pymatgen.core import Lattice, Structure
 
 from cgnn.config import build
+from cgnn.data.items import Finished
 from cgnn.data.reading.gate import check_structure
 from cgnn.data.records import Record, SetAside, from_structures, read
 from cgnn.errors import CheckpointError, ConfigError, DataError
 from cgnn.predict import Predictor
+from cgnn.predict.forward import Building, Forward, Network
 from cgnn.train.run import Run, train
 
 ROOT = Path(__file__).parents[1]
@@ -493,3 +496,29 @@ def test_memory_does_not_grow(trained, embedded_documents, tmp_path):
     few, many = (peak_of(trained, embedded_documents, count, tmp_path) for count in (2000, 20_000))
     assert many - few < 50
     assert many < 1536
+
+
+def test_members_travel_to_workers_and_their_spread_comes_back(records):
+    """As a worker gets them: the numbers on the learned scale stand beside the columns, atoms by crystal."""
+    path = Path(__file__).parent / "golden" / "model-2.safetensors"
+    predictor = Predictor.load(path, "cpu")
+    first, second = predictor.members
+    assert first is not second
+    network = copy.copy(Network(predictor.members, predictor.info.elements))
+    (piece,) = Forward(Building(predictor.info.config.graph), network)(Finished(records[:4]))
+    alone = [Predictor([member], predictor.info, "cpu").predict(_structures(records[:4])) for member in (first, second)]
+    assert set(piece.learned) == {"bulk_modulus", "energy", "charge"}
+    logs = np.log10([each["bulk_modulus"] for each in alone])
+    learned = piece.learned["bulk_modulus"]
+    np.testing.assert_allclose(learned["value"], logs.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(learned["variance_between"], logs.var(axis=0, ddof=1), rtol=1e-4)
+    np.testing.assert_allclose(piece.columns["bulk_modulus"], 10 ** learned["value"], rtol=1e-12)
+    assert not learned["scale_within"].any()
+    for row, record in enumerate(records[:4]):
+        charges = np.array([each["charge"][row] for each in alone])
+        assert piece.learned["charge"]["value"][row].shape == (len(record.crystal),)
+        np.testing.assert_allclose(piece.learned["charge"]["variance_between"][row], charges.var(0, ddof=1), rtol=1e-4)
+
+
+def _structures(records):
+    return [record.structure for record in records]

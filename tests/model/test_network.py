@@ -250,3 +250,22 @@ def test_a_folded_network_predicts_the_same(pair_norm, graphs):
     for name in raw:
         torch.testing.assert_close(raw[name], expected[name], rtol=1e-12, atol=1e-12)
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
+
+
+def test_a_crystal_counts_as_often_as_its_weight_says(graphs):
+    """Weights two, one, zero and one: the first crystal twice, the third left out; atoms as their crystals."""
+    model = network().eval()
+    picked = [0, 0, 1, 3]
+    whole, drawn = labelled(graphs), collate([graphs[place] for place in picked])
+    for target in TARGETS:
+        cuts = SIZES if target.level == "atom" else [1] * len(SIZES)
+        values = whole[target.field].split(cuts)
+        drawn[target.field] = torch.cat([values[place] for place in picked])
+    with torch.no_grad():
+        weights = torch.tensor([2.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+        found = model.loss(model(whole), whole, "mae", weights)
+        torch.testing.assert_close(found, model.loss(model(drawn), drawn, "mae"), rtol=1e-12, atol=0)
+        ones = torch.ones(4, dtype=torch.float64)
+        plain = model.loss(model(whole), whole, "mae")
+        torch.testing.assert_close(model.loss(model(whole), whole, "mae", ones), plain, rtol=1e-12, atol=0)
+        assert float(model.loss(model(whole), whole, "mae", 0 * ones)) == 0
