@@ -504,7 +504,7 @@ def test_members_travel_to_workers_and_their_spread_comes_back(records):
     predictor = Predictor.load(path, "cpu")
     first, second = predictor.members
     assert first is not second
-    network = copy.copy(Network(predictor.members, predictor.info.elements))
+    network = copy.copy(Network(predictor.members, predictor.info.elements, predictor.confidence))
     (piece,) = Forward(Building(predictor.info.config.graph), network)(Finished(records[:4]))
     alone = [Predictor([member], predictor.info, "cpu").predict(_structures(records[:4])) for member in (first, second)]
     assert set(piece.learned) == {"bulk_modulus", "energy", "charge"}
