@@ -33,12 +33,10 @@ from cgnn.data.dataset import CrystalDataset
 from cgnn.data.prepare import prepare
 from cgnn.data.split import CrystalSummary, reduced_formula, split
 from cgnn.files import write_text
-from cgnn.model import CrystalGNN
 from cgnn.train import Fitted, fit
-from cgnn.train.checkpoint import load_model
-from cgnn.train.method import Indices, Method
+from cgnn.train.method import Indices
 from cgnn.train.metrics import evaluate
-from cgnn.train.run import predict_part
+from cgnn.train.run import method_of, predict_part
 from cgnn.train.semi import WAYS, MeanTeacher, SelfTraining
 
 RESULTS = STUDIES / "semi.jsonl"
@@ -60,26 +58,6 @@ class Job(NamedTuple):
     size: int | str
     seed: int
     extra: int
-
-
-class StartFrom(Method):
-    """Starts from the element vectors and convolutions of a stored model.
-
-    Args:
-        path: The model file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.weights = {
-            name: tensor
-            for name, tensor in load_model(path)[0].state_dict().items()
-            if name.startswith(("embed.", "convs."))
-        }
-        self.key = f"start from {hashlib.sha256(path.read_bytes()).hexdigest()}"
-
-    def begin(self, model: CrystalGNN) -> None:
-        """Put the stored weights in the place of the fresh ones."""
-        model.load_state_dict(self.weights, strict=False)
 
 
 def crystals(study: dict[str, Any], extra: int, work: Path) -> tuple[CrystalDataset, Indices, Indices]:
@@ -149,10 +127,11 @@ def run(study: dict[str, Any], job: Job, work: Path, changes: list[str]) -> dict
         chosen = TOGETHER[job.way](**study["ways"][job.way])
         fitted = WAYS[job.way](config, dataset, parts, others, folder, resume=True, settings=chosen)
     else:
-        method = Method()
         if job.way in WAYS:
-            method = StartFrom(pretrained(study, job, dataset, np.union1d(labels, others), work, changes))
-        fitted = fit(config, dataset, parts, folder, resume=True, method=method)
+            source = pretrained(study, job, dataset, np.union1d(labels, others), work, changes)
+            start = [f"transfer.init_from={source}", "transfer.take=[embed, convs, edge_updates]"]
+            config = settings(study, job, len(labels), [*changes, *start])
+        fitted = fit(config, dataset, parts, folder, resume=True, method=method_of(config, folder, resume=True))
     line = job._asdict() | {"labels": len(labels), "unlabelled": len(others)} | score(fitted, dataset, test, study)
     return line | {"epochs": len(fitted.history), "whole": round(time.perf_counter() - started, 1)}
 
@@ -174,7 +153,7 @@ def pretrained(
 def score(fitted: Fitted, dataset: CrystalDataset, test: Indices, study: dict[str, Any]) -> dict[str, float]:
     """Return the score of each target on the test part."""
     truth = {target.name: dataset.label(target, test) for target in dataset.targets}
-    found = evaluate(dataset.targets, truth, predict_part(fitted.model, dataset, test), {})
+    found = evaluate(dataset.targets, truth, predict_part([fitted.model], dataset, test), {})
     return {name: round(float(found[name][key]), 5) for name, key in study["scores"].items()}
 
 

@@ -173,13 +173,14 @@ class TrainConfig(_Strict):
 class TransferConfig(_Strict):
     """How a fit starts from a stored model.
 
-    Parts are ``embed``, ``convs``, ``descriptors``, ``pool`` and ``heads``, and finer ``convs.0`` or ``heads.TARGET``.
+    Parts are ``embed``, ``convs``, ``edge_updates``, ``descriptors``, ``pool`` and ``heads``, and finer ``convs.0`` or
+    ``heads.TARGET``.
     """
 
     init_from: str
     """Run folder, model file, or the name of one of the package's own; of an ensemble, its first member."""
-    take: tuple[str, ...] = ("embed", "convs", "descriptors", "pool", "heads")
-    """Parts whose weights are taken where they fit."""
+    take: tuple[str, ...] = ("embed", "convs", "edge_updates", "pool", "heads")
+    """Parts whose weights are taken where they fit. Descriptors know one property only, so they are learned anew."""
     freeze: tuple[str, ...] = ()
     """Parts that stay as they were taken."""
     slow: dict[str, Annotated[float, Field(gt=0)]] = {}

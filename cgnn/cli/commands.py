@@ -90,19 +90,17 @@ def train(
 ) -> None:
     """Train a model, or several that predict together, and leave it in a run folder."""
     settings = _settings(config, override, {"train.seed": seed, "train.device": device}, output, resume)
-    from cgnn.cli.training import as_one, together
+    from cgnn.cli.training import training
 
-    plan = together(output, resume, members, by, side_by_side, workers)
+    train_run = training(output, resume, members, by, side_by_side, workers)
     with LogFile(output):
         say(f"data: {', '.join(settings.data.paths) or 'not given'}, up to {settings.train.epochs} epochs")
         if strict:
             _check_all_usable(settings, output)
-        run = as_one(settings, output, resume) if plan is None else plan(settings, output, resume)
-        if run is None:
-            return  # of several processes, one speaks
-        _print_metrics(run.metrics, settings)
-        say(f"model: {run.model_file}")
-        _finish(_size(run.split), run.set_aside, output / "set_aside.csv")
+        if run := train_run(settings, output, resume):  # of several processes, one speaks
+            _print_metrics(run.metrics, settings)
+            say(f"model: {run.model_file}")
+            _finish(_size(run.split), run.set_aside, output / "set_aside.csv")
 
 
 @app.command()

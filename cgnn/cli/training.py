@@ -14,17 +14,17 @@ from cgnn.train.engine import is_first_process
 Training = Callable[[Config, Path, bool], Run | None]
 
 
-def as_one(settings: Config, output: Path, resume: bool) -> Run | None:
+def _as_one(settings: Config, output: Path, resume: bool) -> Run | None:
     """Train one network; return nothing where another process speaks for all."""
     with Epochs(settings.train.epochs) as report:
         run = train(settings, output, resume=resume, report=report, watch=counted, tell=say)
     return run if is_first_process() else None
 
 
-def together(
+def training(
     output: Path, resume: bool, members: int | None, by: str | None, side_by_side: str | None, workers: int
-) -> Training | None:
-    """Return what trains an ensemble where one was asked for or is resumed, None where one network is trained.
+) -> Training:
+    """Return what trains: an ensemble where one was asked for or is resumed, else one network.
 
     Raises:
         ConfigError: Options of an ensemble were given for one network.
@@ -33,7 +33,7 @@ def together(
     if begun is None and members in (None, 1):
         if by or side_by_side or workers:
             raise ConfigError("--by, --side-by-side and --workers are for ensembles: give also --members, such as 5")
-        return None
+        return _as_one
     kept = begun or Ensemble()
     plan = Ensemble(kept.members if members is None else members, by or kept.by, side_by_side or "auto", workers)
 

@@ -26,6 +26,9 @@ REPORT_FILE = "transfer.json"
 LIMITS = {"max_atoms", "max_edges"}
 """Graph settings that say which crystals are used, not what their graphs are."""
 
+LAYERS = ("convs", "edge_updates")
+"""Parts of a network that it has several of, one above the other."""
+
 SETTINGS: dict[str, set[str]] = {
     "embed": {"elements"},
     "pool": {"pooling"},
@@ -112,8 +115,8 @@ class Transfer(Method):
     def rate(self, name: str) -> float:
         """Return the factor on the learning rate of a parameter; 0 where its part is frozen."""
         first, second = name.split(".")[:2]
-        numbered = {"convs": f"convs.{second}", "heads": f"heads.{second.removeprefix('y_')}"}
-        return self.factor(numbered.get(first, first))
+        numbered = {name: f"{name}.{second}" for name in LAYERS} | {"heads": f"heads.{second.removeprefix('y_')}"}
+        return self.factor({**numbered, "edge_embed": "embed"}.get(first, first))
 
     def factor(self, part: str) -> float:
         """Return the factor on the learning rate of a part; 0 where it is frozen."""
@@ -195,8 +198,9 @@ def _noted(path: Path) -> str:
 
 def _parts(model: CrystalGNN) -> dict[str, nn.Module]:
     """Return the parts of a network that have tensors, by name."""
-    parts: dict[str, nn.Module | None] = {"embed": model.embed}
-    parts |= {f"convs.{layer}": conv for layer, conv in enumerate(model.convs)}
+    embed = [model.embed, *([model.edge_embed] if model.edge_embed is not None else [])]
+    parts: dict[str, nn.Module | None] = {"embed": nn.ModuleList(embed)}
+    parts |= {f"{name}.{layer}": part for name in LAYERS for layer, part in model.get_submodule(name).named_children()}
     parts |= {"descriptors": model.descriptors, "pool": model.pool}
     parts |= {f"heads.{target.name}": model.head(target.name) for target in model.targets}
     return {name: module for name, module in parts.items() if module is not None and module.state_dict()}
@@ -210,13 +214,15 @@ def _layers_above(part: str, depth: int) -> int:
     """Return how many layers a part lies below the pooling."""
     if part == "embed":
         return depth + 1
-    return depth - int(part.removeprefix("convs.")) if part.startswith("convs.") else 0
+    name, _, layer = part.partition(".")
+    return depth - int(layer) if name in LAYERS else 0
 
 
 def _check_names(config: Config) -> None:
     assert config.transfer is not None
-    layers = [f"convs.{layer}" for layer in range(config.model.depth)]
-    known = ["embed", "convs", *layers, "descriptors", "pool", "heads", *(f"heads.{t.name}" for t in config.targets)]
+    layers = [f"{name}.{layer}" for name in LAYERS for layer in range(config.model.depth)]
+    heads = [f"heads.{target.name}" for target in config.targets]
+    known = ["embed", *LAYERS, *layers, "descriptors", "pool", "heads", *heads]
     lists: dict[str, Iterable[str]] = {key: getattr(config.transfer, key) for key in ("take", "freeze", "slow")}
     for key, names in lists.items():
         for name in names:

@@ -44,7 +44,7 @@ def kill_after(patch, steps):
 def test_leaves_a_model_that_loads_and_rows_of_the_held_out_part(way, config, tmp_path):
     rows = []
     fitted = way(config, crystals(config), PARTS, UNLABELLED, tmp_path, report=rows.append)
-    model, info = load_model(tmp_path / "best" / "model.safetensors")
+    (model,), info = load_model(tmp_path / "best" / "model.safetensors")
     assert info.config.targets == config.targets
     assert not model.training
     for name, tensor in model.state_dict().items():
