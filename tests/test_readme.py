@@ -22,6 +22,7 @@ from pymatgen.core import Structure
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CONVENTIONS.md", "data/README.md"]
+DOCUMENTS += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -73,10 +74,11 @@ def test_the_commands_and_examples_run_as_they_stand(place: Path, capsys: pytest
             with pytest.raises(SystemExit, match=r"^0$"):
                 main(words)
             said.append(words[0])
+    ours = ["predict", "predict", "train", "train"]
     last = ["prepare", "train", "predict", "profile", "cv"]
-    assert said == ["train", "evaluate", "predict", "info", "train", *last]
+    assert said == ["train", "evaluate", "predict", "info", *ours, "train", *last]
     shown = capsys.readouterr().out
-    assert re.search(r"material_id +bulk_modulus +shear_modulus +flags\s+0 +crystal-0 +\d", shown)
+    assert re.search(r"material_id +bulk_modulus +(?:bulk_modulus_std .*)?shear_modulus\b.*\s+0 +crystal-0 +\d", shown)
     assert (place / "predictions.csv").is_file()
     assert (place / "predictions.csv.units.json").is_file()
     assert (place / "runs" / "elasticity" / "test" / "parity_bulk_modulus.png").is_file()
@@ -135,7 +137,7 @@ def test_every_config_loads(path: Path) -> None:
     from cgnn.config import build, dump, load, parse_yaml
 
     config = load(path)
-    assert [target.name for target in config.targets] == ["bulk_modulus", "shear_modulus"]
+    assert len(config.targets) == 2
     assert build(parse_yaml(dump(config))) == config
     assert f"configs/{path.name}" in README
 

@@ -25,6 +25,7 @@ from cgnn.errors import CgnnError, ConfigError, DataError, Stopped
 if TYPE_CHECKING:
     from cgnn.config import Config, DataConfig, GraphConfig
     from cgnn.data.items import Block, SetAside
+    from cgnn.train import Run
 
 app = typer.Typer(name="cgnn", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -99,8 +100,7 @@ def train(
             _check_all_usable(settings, output)
         if run := train_run(settings, output, resume):  # of several processes, one speaks
             _print_metrics(run.metrics, settings)
-            say(f"model: {run.model_file}")
-            _finish(_size(run.split), run.set_aside, output / "set_aside.csv")
+            _finish_run(run, output)
 
 
 @app.command()
@@ -366,6 +366,11 @@ def _say_flags(flags: Mapping[str, Sequence[str]]) -> None:
     if len(said) > _LISTED:
         rest = sum(len(ids) for _, ids in said[_LISTED:])
         say(f"warning: {_crystals_text(rest)} with other flags: column 'flags'")
+
+
+def _finish_run(run: Run, output: Path) -> None:
+    say(f"model: {run.model_file}")
+    _finish(_size(run.split), run.set_aside, output / "set_aside.csv")
 
 
 def _finish_listed(used: int, set_aside: Sequence[SetAside], path: Path, strict: bool) -> None:
