@@ -86,7 +86,7 @@ def table(name: str, study: dict[str, Any]) -> str:
         if not mine:
             continue
         values = [[line[target] for line in mine] for target in targets]
-        cells = [f"{np.mean(v):.4f} ± {np.std(v, ddof=1) if len(v) > 1 else 0:.4f}" for v in values]
+        cells = [f"{np.mean(v):.4f}" + (f" ± {np.std(v, ddof=1):.4f}" if len(v) > 1 else "") for v in values]
         minutes = np.mean([line["seconds"] for line in mine]) / 60
         shown = " ".join(f"`{change}`" for change in changes) or "none"
         out.append([row, *cells, str(len(mine)), f"{minutes:.1f}", shown])
