@@ -66,7 +66,7 @@ def test_energies_of_well_known_crystals(crystal: Structure, energy: float, gap:
 
 def test_a_misspelt_name_is_an_error_that_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="elasticty: no model found.*did you mean elasticity"):
+    with pytest.raises(CheckpointError, match=r"elasticty: no model found.*did you mean elasticity"):
         Predictor.load("elasticty")
 
 
