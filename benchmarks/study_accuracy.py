@@ -2,7 +2,7 @@
 
 python benchmarks/study_accuracy.py                               # what is not in accuracy.jsonl yet
 python benchmarks/study_accuracy.py --protocols random --seeds 0
-python benchmarks/study_accuracy.py --table                       # writes the table into docs/accuracy.md
+python benchmarks/study_accuracy.py --table                       # writes the tables into docs/accuracy.md and README.md
 
 A tenth of the moduli chooses the epochs and calibrates, another tenth is the test part, both drawn by the seed. Each
 line of ``benchmarks/studies/accuracy.jsonl`` is one protocol and seed. By hand: ``cgnn train configs/elasticity.yaml
@@ -79,8 +79,8 @@ def _error(truth: Any, value: Any) -> float:
     return float(np.abs(truth - value)[known].mean())
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Return the study as Markdown tables: errors, then intervals."""
+def tables(lines: list[dict[str, Any]]) -> tuple[str, str]:
+    """Return the study as Markdown tables of errors and of intervals."""
     head = ["split", "model", *TARGETS.values(), "seeds"]
     rows = [head, ["---"] * len(head)]
     for protocol in PROTOCOLS:
@@ -95,7 +95,8 @@ def table(lines: list[dict[str, Any]]) -> str:
         for target, title in TARGETS.items():
             cells = [_cell([line[target][key] for line in mine], 3) for key in INTERVALS] if mine else []
             widths += [[protocol.replace("_", " "), title, *cells]] if mine else []
-    return "\n\n".join("\n".join("| " + " | ".join(row) + " |" for row in part) for part in (rows, widths))
+    errors, intervals = ("\n".join("| " + " | ".join(row) + " |" for row in part) for part in (rows, widths))
+    return errors, intervals
 
 
 def _cell(values: list[float], digits: int) -> str:
@@ -113,7 +114,9 @@ def main() -> None:
     arguments = parser.parse_args()
     path = STUDIES / f"{NAME}.jsonl"
     if arguments.table:
-        between_markers(DOCUMENT, NAME, table(finished(path)))
+        errors, intervals = tables(finished(path))
+        between_markers(DOCUMENT, NAME, f"{errors}\n\n{intervals}")
+        between_markers("README.md", NAME, errors)
         return
     there = {(line["protocol"], line["seed"]) for line in finished(path)}
     jobs = [(p, seed) for seed in arguments.seeds for p in arguments.protocols if (p, seed) not in there]

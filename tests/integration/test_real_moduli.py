@@ -9,7 +9,7 @@ import pytest
 from cgnn import config
 from cgnn.train import train
 
-FLOOR = {"bulk_modulus": 0.066, "shear_modulus": 0.118}
+FLOOR = {"bulk_modulus": 0.056, "shear_modulus": 0.110}
 """Validation MAE of log10(GPa), one model for both, nine tenths of the crystals to train on."""
 
 
