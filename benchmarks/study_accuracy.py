@@ -2,7 +2,7 @@
 
 python benchmarks/study_accuracy.py                               # what is not in accuracy.jsonl yet
 python benchmarks/study_accuracy.py --protocols random --seeds 0
-python benchmarks/study_accuracy.py --table                       # writes the tables into docs/accuracy.md and README.md
+python benchmarks/study_accuracy.py --table                       # the tables of docs/accuracy.md and README.md
 
 A tenth of the moduli chooses the epochs and calibrates, another tenth is the test part, both drawn by the seed. Each
 line of ``benchmarks/studies/accuracy.jsonl`` is one protocol and seed. By hand: ``cgnn train configs/elasticity.yaml
