@@ -365,12 +365,21 @@ def _position(node: list[Any], name: str, path: str) -> int:
     return int(name)
 
 
+_TEXT, _LIST = "str", "tuple[str, ...]"
+"""How pydantic names the two kinds of value that a setting such as ``data.path`` may have."""
+_SINGLE = (str, int, float, type(None))
+
+
 def _explain(error: ValidationError) -> Iterable[str]:
     problems = error.errors()
     for problem in problems:
-        if problem["type"] == "too_short" and len(problems) > 1:
+        if problem["type"] == "too_short" and len(problems) > 1 and _LIST not in problem["loc"]:
             continue  # follows from an entry that is itself wrong
-        path = ".".join(str(part) for part in problem["loc"])
+        if problem["loc"][-1:] == (_LIST,) and isinstance(problem["input"], _SINGLE):
+            continue  # said once already, as the text that it might have been
+        path = ".".join(str(part) for part in problem["loc"] if part not in (_LIST, _TEXT))
+        if _TEXT in problem["loc"] and not isinstance(problem["input"], _SINGLE):
+            continue  # a list, in which something else is wrong
         if problem["type"] == "extra_forbidden":
             guess = nearest(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]))
             hint = f"; did you mean {guess!r}?" if guess else ""
@@ -379,6 +388,7 @@ def _explain(error: ValidationError) -> Iterable[str]:
             yield f"{path}: missing"
         else:
             message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+            message += " or a list of strings" if _TEXT in problem["loc"] else ""
             got = "" if isinstance(problem["input"], dict | BaseModel) else f", got {problem['input']!r}"
             yield f"{path or 'settings'}: {message}{got}"
 

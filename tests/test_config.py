@@ -302,3 +302,18 @@ def test_shipped_settings_load(pytestconfig):
     for path in sorted((pytestconfig.rootpath / "configs").glob("*.yaml")):
         config = load(path)
         assert build(yaml.safe_load(dump(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (None, r"data\.path: .* string or a list of strings, got None$"),
+        (5, r"data\.path: .* string or a list of strings, got 5$"),
+        (["a", 3], r"data\.path\.1: .* string, got 3$"),
+        ([], r"data\.path: .* at least 1 item"),
+    ],
+)
+def test_a_path_is_a_text_or_a_list_and_wrong_ones_are_said_once(path, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build({"targets": [{"name": "y"}], "data": {"path": path}})
+    assert len(str(caught.value).splitlines()) == 1

@@ -87,7 +87,7 @@ def test_methods_see_the_same_crystals(
     assert [(entry[0], len(entry) - 1) for entry in chosen] == [(2, 8), (2, 8), (1, 16), (1, 16)]
     assert made == [(tmp_path / "scratch" / f"size-{size}-seed-0", True) for size in (8, 16)]
     place = tmp_path / "transfer" / "size-8-seed-0"
-    taken, source = (load_model(folder / "best" / MODEL_FILE)[0].state_dict() for folder in (place, trained))
+    taken, source = (load_model(folder / "best" / MODEL_FILE).members[0].state_dict() for folder in (place, trained))
     assert torch.equal(taken["convs.0.norm.running_mean"], source["convs.0.norm.running_mean"])
-    other = load_model(tmp_path / "scratch" / "size-8-seed-0" / "best" / MODEL_FILE)[0].state_dict()
+    other = load_model(tmp_path / "scratch" / "size-8-seed-0" / "best" / MODEL_FILE).members[0].state_dict()
     assert not torch.equal(other["convs.0.norm.running_mean"], source["convs.0.norm.running_mean"])
