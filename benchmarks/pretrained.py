@@ -1,0 +1,66 @@
+"""Trains a model that comes with the package, and puts it there with its card.
+
+python benchmarks/pretrained.py elasticity              # 20 minutes on two cores
+python benchmarks/pretrained.py formation_energy        # an hour
+python benchmarks/pretrained.py elasticity --run RUN    # only stores a finished run
+
+An interrupted training goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from study import DATA, ROOT
+
+from cgnn.cli.card import read_scores, write_card
+from cgnn.config import load
+from cgnn.predict import Predictor
+from cgnn.train import train, train_ensemble
+from cgnn.train.checkpoint import load_model, save_model
+from cgnn.train.ensemble import Ensemble
+from cgnn.train.pretrained import model_file
+
+MODELS = {"elasticity": ("elasticity.json.gz", 5), "formation_energy": ("formation_energy.parquet", 1)}
+"""Name, also of its settings -> the data, and the number of members."""
+LICENCE = "CC BY 4.0 (Materials Project)"
+FOLDER = ROOT / "cgnn" / "pretrained"
+
+
+def trained(name: str) -> Path:
+    """Return the folder of a finished run."""
+    file, members = MODELS[name]
+    folder = ROOT / "runs" / f"pretrained-{name}"
+    config = load(ROOT / "configs" / f"{name}.yaml", [f"data.path={DATA / file}"])
+    if members > 1:
+        train_ensemble(config, folder, Ensemble(members), resume=folder.exists())
+    else:
+        train(config, folder, resume=folder.exists())
+    return folder
+
+
+def store(name: str, run: Path) -> None:
+    """Put the model of a run into the package; where the data lay on this machine stays here."""
+    members, info = load_model(model_file(run))
+    file, _ = MODELS[name]
+    data = info.config.data.model_copy(update={"path": file, "cache": None})
+    source = {**info.source, "file": file, "licence": LICENCE}
+    info = replace(info, config=info.config.model_copy(update={"data": data}), source=source)
+    place = FOLDER / f"{name}.safetensors"
+    save_model(place, members, info)
+    write_card(place.with_suffix(".md"), Predictor.load(place, "cpu"), read_scores(run))
+
+
+def main() -> None:
+    """Train and store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=MODELS)
+    parser.add_argument("--run", type=Path, help="a finished run to store")
+    arguments = parser.parse_args()
+    store(arguments.name, arguments.run or trained(arguments.name))
+
+
+if __name__ == "__main__":
+    main()
