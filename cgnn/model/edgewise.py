@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cgnn.kernels import load
-from cgnn.model.gate import ACTIVATIONS, Affine
+from cgnn.model.gate import ACTIVATIONS, Affine, Ends
 
 
 class _Edges(ctypes.Structure):
@@ -42,7 +41,7 @@ def kernel() -> Any:
 
 
 @dataclass
-class EdgeList:
+class EdgeList(Ends):
     """The edges of a batch as the kernel wants them; one for all convolutions.
 
     Args:
@@ -54,16 +53,6 @@ class EdgeList:
     ptr: Tensor
     source: Tensor
     weight: Tensor
-
-    @cached_property
-    def by_target(self) -> Tensor:
-        """Number of edges into each atom (N,)."""
-        return self.ptr.diff().float()
-
-    @cached_property
-    def by_source(self) -> Tensor:
-        """Number of edges out of each atom (N,)."""
-        return torch.bincount(self.source, minlength=len(self.ptr) - 1).float()
 
 
 def edge_hidden(target: Tensor, source: Tensor, edge: Tensor, edges: EdgeList, activation: str) -> Tensor:

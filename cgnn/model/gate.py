@@ -44,8 +44,25 @@ def kernel() -> Any:
     return library
 
 
+class Ends:
+    """Where the edges of a batch begin and end."""
+
+    ptr: Tensor
+    source: Tensor
+
+    @cached_property
+    def by_target(self) -> Tensor:
+        """Number of edges into each atom (N,)."""
+        return self.ptr.diff().float()
+
+    @cached_property
+    def by_source(self) -> Tensor:
+        """Number of edges out of each atom (N,)."""
+        return torch.bincount(self.source, minlength=len(self.ptr) - 1).float()
+
+
 @dataclass
-class EdgePlan:
+class EdgePlan(Ends):
     """The edges of a batch as the kernel wants them; one for all convolutions.
 
     Args:
@@ -63,16 +80,6 @@ class EdgePlan:
     place: Tensor
     weight: Tensor
     table: Tensor
-
-    @cached_property
-    def by_target(self) -> Tensor:
-        """Number of edges into each atom (N,)."""
-        return self.ptr.diff().float()
-
-    @cached_property
-    def by_source(self) -> Tensor:
-        """Number of edges out of each atom (N,)."""
-        return torch.bincount(self.source, minlength=len(self.ptr) - 1).float()
 
     @cached_property
     def by_row(self) -> Tensor:

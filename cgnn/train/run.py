@@ -125,7 +125,7 @@ def train(
             raise ConfigError(f"{folder}: holds an ensemble; go on with it by cgnn.train.train_ensemble")
         if resume and not is_begun:
             warnings.warn(f"{folder}: holds no training state yet; training starts from the beginning", stacklevel=2)
-    method = method_of(config, folder, resume, **({"tell": tell} if tell else {}))
+    method = method_of(config, folder, resume, tell)
     crystals = begin(config, folder, first and not is_begun, watch)
     fitted = fit(config, crystals.dataset, crystals.parts, folder, resume, report, method)
     metrics = _end(fitted, crystals, folder) if first else {}

@@ -79,11 +79,11 @@ class Transfer(Method):
         config: Config,
         folder: str | Path,
         resume: bool = False,
-        tell: Callable[[str], None] = _silent,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         assert config.transfer is not None
         self.settings: TransferConfig = config.transfer
-        self._config, self._tell, self._report = config, tell, Path(folder) / REPORT_FILE
+        self._config, self._tell, self._report = config, tell or _silent, Path(folder) / REPORT_FILE
         _check_names(config)
         is_begun = resume and (Path(folder) / "last" / STATE_FILE).is_file()
         noted = _noted(self._report) if is_begun else ""
