@@ -26,8 +26,8 @@ from cgnn.config import Config, build
 from cgnn.data.dataset import CrystalDataset
 from cgnn.data.prepare import prepare
 from cgnn.train import fit
-from cgnn.train.assess import combined_part, features_part
-from cgnn.train.novelty import Novelty
+from cgnn.train.trust.assess import combined_part, features_part
+from cgnn.train.trust.novelty import Novelty
 
 DATA = Path(os.environ.get("CGNN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 KEPT = {"halides": ("F", "Cl", "Br", "I"), "oxides": ("O",)}

@@ -20,7 +20,7 @@ from cgnn.config import load
 from cgnn.predict import Predictor
 from cgnn.train import train, train_ensemble
 from cgnn.train.checkpoint import load_model, save_model
-from cgnn.train.ensemble import Ensemble
+from cgnn.train.ensembles.ensemble import Ensemble
 from cgnn.train.pretrained import model_file
 
 MODELS = {"elasticity": ("elasticity.json.gz", 5), "formation_energy": ("formation_energy.parquet", 1)}

@@ -44,9 +44,9 @@ def run(protocol: str, seed: int) -> dict[str, Any]:
     from cgnn.data.dataset import CrystalDataset
     from cgnn.data.prepare import prepare
     from cgnn.train import train_ensemble
-    from cgnn.train.assess import combined_part
     from cgnn.train.checkpoint import load_model
-    from cgnn.train.ensemble import Ensemble
+    from cgnn.train.ensembles.ensemble import Ensemble
+    from cgnn.train.trust.assess import combined_part
 
     started = time.perf_counter()
     settings = [f"data.split.method={protocol}", "data.split.test=0.1", f"data.split.seed={seed}", f"train.seed={seed}"]

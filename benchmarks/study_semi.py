@@ -1,4 +1,4 @@
-"""What crystals without labels give, by the number of labels: every way of ``cgnn.train.semi`` beside the plain one.
+"""What crystals without labels give, by the number of labels: each way of ``cgnn.train.ways.semi`` beside none.
 
 python benchmarks/study_semi.py                                       # all that is not in semi.jsonl yet
 python benchmarks/study_semi.py mean_teacher --sizes 100 300 --seeds 0
@@ -37,7 +37,7 @@ from cgnn.train import Fitted, fit
 from cgnn.train.method import Indices
 from cgnn.train.metrics import evaluate
 from cgnn.train.run import method_of, predict_part
-from cgnn.train.semi import WAYS, MeanTeacher, SelfTraining
+from cgnn.train.ways.semi import WAYS, MeanTeacher, SelfTraining
 
 RESULTS = STUDIES / "semi.jsonl"
 TOGETHER = {"self_training": SelfTraining, "mean_teacher": MeanTeacher}

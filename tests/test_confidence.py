@@ -21,8 +21,8 @@ from cgnn.predict import Predictor
 from cgnn.predict.forward import FAR, Building, Forward, Network
 from cgnn.predict.predictions import joined
 from cgnn.train import Ensemble, Run, train, train_ensemble
-from cgnn.train.calibration import LEVEL
 from cgnn.train.checkpoint import MODEL_FILE, load_model, save_model
+from cgnn.train.trust.calibration import LEVEL
 
 NAMES = ("bulk_modulus", "shear_modulus", "radius")
 BESIDE = ("_std", "_lower", "_upper")

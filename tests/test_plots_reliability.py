@@ -4,7 +4,7 @@ import pytest
 
 from cgnn import plots
 from cgnn.targets import Target
-from cgnn.train.calibration import Calibration
+from cgnn.train.trust.calibration import Calibration
 
 BULK = Target(name="bulk_modulus", unit="GPa", transform="log10")
 ENERGY = Target(name="formation_energy", unit="eV/atom")

@@ -12,8 +12,8 @@ from pymatgen.core import Element
 from cgnn.config import Config
 from cgnn.files import write_text
 from cgnn.predict import Predictor
-from cgnn.train.confidence import LEVEL, PART
 from cgnn.train.metrics import COLUMNS, table
+from cgnn.train.trust.confidence import LEVEL, PART
 
 PARTS = {"val": "validation part, which chose the epochs and calibrated the intervals", "test": "test part"}
 

@@ -17,9 +17,9 @@ from cgnn.errors import MissingPackageError
 from cgnn.files import write_json
 from cgnn.predict import Evaluation, Predictor
 from cgnn.targets import Target
-from cgnn.train.calibration import LEVEL
-from cgnn.train.confidence import Confidence
 from cgnn.train.metrics import COLUMNS, Baseline, learned_unit, table
+from cgnn.train.trust.calibration import LEVEL
+from cgnn.train.trust.confidence import Confidence
 
 
 def write_evaluation(result: Evaluation, predictor: Predictor, folder: str | Path) -> None:

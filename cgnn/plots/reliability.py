@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike
 
 from cgnn.plots.style import COLORS, DASHED, FAINT, INK, Array, drawing, label, plain_log, words
 from cgnn.targets import Target
-from cgnn.train.calibration import LEVEL, Calibration
 from cgnn.train.metrics import learned_unit
-from cgnn.train.reliability import (
+from cgnn.train.trust.calibration import LEVEL, Calibration
+from cgnn.train.trust.reliability import (
     calibration_error,
     coverage,
     coverage_curve,

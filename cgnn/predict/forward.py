@@ -23,7 +23,7 @@ from cgnn.graph.fields import FIELDS, Arrays
 from cgnn.model import CrystalGNN
 from cgnn.model.members import combined
 from cgnn.targets import Target
-from cgnn.train.confidence import Confidence
+from cgnn.train.trust.confidence import Confidence
 
 Labels = dict[str, NDArray[np.float64]]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cgnn.data.records import SetAside
 from cgnn.errors import DataError
 from cgnn.predict.forward import SEPARATOR
-from cgnn.train.confidence import Confidence
+from cgnn.train.trust.confidence import Confidence
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,7 +2,7 @@
 
 from cgnn.train.curve import learning_curve
 from cgnn.train.cv import cross_validate
-from cgnn.train.ensemble import Ensemble, train_ensemble
+from cgnn.train.ensembles.ensemble import Ensemble, train_ensemble
 from cgnn.train.loop import Fitted, fit
 from cgnn.train.run import Run, train
 

@@ -29,7 +29,7 @@ from cgnn.files import write_bytes
 from cgnn.graph.build import SCHEMA
 from cgnn.model import CrystalGNN
 from cgnn.model.embed import ELEMENT_TABLE_VERSION
-from cgnn.train.confidence import Confidence
+from cgnn.train.trust.confidence import Confidence
 
 VERSION = 2
 """Version of the model file; raise it with every change and add the upgrade from the one before."""

@@ -25,14 +25,14 @@ from cgnn.errors import CheckpointError, ConfigError, DataError
 from cgnn.files import write_json, write_text
 from cgnn.model import CrystalGNN
 from cgnn.model.members import Combined
-from cgnn.train.assess import assessed, combined_part
 from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE, ModelInfo, save_model
-from cgnn.train.confidence import PART, Confidence
 from cgnn.train.engine import is_first_process
 from cgnn.train.loop import Fitted, Indices, fit
 from cgnn.train.method import Method
 from cgnn.train.metrics import Baseline, evaluate
-from cgnn.train.transfer import REPORT_FILE, Transfer
+from cgnn.train.trust.assess import assessed, combined_part
+from cgnn.train.trust.confidence import PART, Confidence
+from cgnn.train.ways.transfer import REPORT_FILE, Transfer
 
 Report = Callable[[dict[str, float]], None]
 PARTS = ("train", "val", "test")

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from train.semi_settings import PARTS, UNLABELLED, crystals, model_bytes, settings
+from train.ways.semi_settings import PARTS, UNLABELLED, crystals, model_bytes, settings
 
 from cgnn.errors import DataError
 from cgnn.train import loop
 from cgnn.train.checkpoint import STATE_FILE, load_model, read_tensors
-from cgnn.train.semi import WAYS
+from cgnn.train.ways.semi import WAYS
 
 
 class Killed(BaseException):

@@ -17,7 +17,7 @@ from cgnn.config import Config, build
 from cgnn.model import CrystalGNN
 from cgnn.predict import Predictor
 from cgnn.train.checkpoint import ModelInfo, save_model
-from cgnn.train.confidence import Confidence
+from cgnn.train.trust.confidence import Confidence
 
 FCC = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
 CRYSTALS = [

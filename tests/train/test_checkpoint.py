@@ -26,7 +26,7 @@ from cgnn.train.checkpoint import (
     save_model,
     write_tensors,
 )
-from cgnn.train.novelty import Novelty
+from cgnn.train.trust.novelty import Novelty
 
 CRYSTALS = [
     Structure(Lattice.cubic(3.6), ["Cu"] * 4, [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]),

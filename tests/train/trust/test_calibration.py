@@ -7,7 +7,7 @@ from scipy.stats import binom
 
 from cgnn.errors import CheckpointError
 from cgnn.targets import TRANSFORMS, Target
-from cgnn.train.calibration import FEW, FEWEST, Calibration, interval, std
+from cgnn.train.trust.calibration import FEW, FEWEST, Calibration, interval, std
 
 BULK = Target(name="bulk_modulus", unit="GPa", transform="log10")
 ENERGY = Target(name="formation_energy", unit="eV/atom")

@@ -29,9 +29,9 @@ from cgnn.model import CrystalGNN
 from cgnn.model.conv import BatchNorm
 from cgnn.train.checkpoint import MODEL_FILE, save_model
 from cgnn.train.engine import Stop, deferred_signals, engine, reproducible, seed
+from cgnn.train.ensembles.side_by_side import Group
 from cgnn.train.loop import SCHEDULES, Average, Indices, model_info, order, validation_row
 from cgnn.train.metrics import Baseline
-from cgnn.train.side_by_side import Group
 from cgnn.train.state import Progress, State, data_key
 
 

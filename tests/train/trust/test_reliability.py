@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import norm
 
 from cgnn.targets import Target
-from cgnn.train.calibration import Calibration
-from cgnn.train.reliability import (
+from cgnn.train.trust.calibration import Calibration
+from cgnn.train.trust.reliability import (
     calibration_error,
     coverage,
     coverage_curve,

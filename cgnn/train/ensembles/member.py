@@ -40,7 +40,7 @@ class Member(Method):
     """Learns as one member of an ensemble: other first weights, the same order of batches.
 
     The order of the crystals and the random numbers of a step (dropout) are those of every other member. So
-    members can be fitted over shared batches (`cgnn.train.batched`) with the same result as one by one.
+    members can be fitted over shared batches (`cgnn.train.ensembles.batched`) with the same result as one by one.
 
     Args:
         number: Its number, from 0.

@@ -17,14 +17,14 @@ from cgnn.config import Config, build
 from cgnn.data.dataset import CrystalDataset
 from cgnn.errors import ConfigError
 from cgnn.model import CrystalGNN
-from cgnn.train.companions import Companions, check_apart, digest, only
 from cgnn.train.engine import reproducible
 from cgnn.train.loop import Fitted, fit
 from cgnn.train.method import Indices, Method, Step
-from cgnn.train.perturb import dropping, moved
-from cgnn.train.pretrain import Report, pretrain_denoising, pretrain_masked_elements
-from cgnn.train.pseudo import Labels, pseudo_labels, stored
 from cgnn.train.state import data_key
+from cgnn.train.ways.companions import Companions, check_apart, digest, only
+from cgnn.train.ways.perturb import dropping, moved
+from cgnn.train.ways.pretrain import Report, pretrain_denoising, pretrain_masked_elements
+from cgnn.train.ways.pseudo import Labels, pseudo_labels, stored
 
 PSEUDO_FILE = "pseudo.safetensors"
 
@@ -40,7 +40,7 @@ class SelfTraining:
         members: Networks that teach together; they differ in the seed.
         ratio: Crystals with pseudo-labels for each labelled one in a batch.
         dropout: ``model.dropout`` of the students; None for that of the settings.
-        noise: Atoms of the students' crystals are moved, as for `cgnn.train.perturb.moved`.
+        noise: Atoms of the students' crystals are moved, as for `cgnn.train.ways.perturb.moved`.
     """
 
     rounds: int = 2
@@ -73,7 +73,7 @@ class MeanTeacher:
     Args:
         weight: Weight of the difference between the two beside the loss; 0 is the plain way of learning.
         ramp: Share of all steps within which the weight rises.
-        noise: Atoms of the student's crystals are moved, as for `cgnn.train.perturb.moved`.
+        noise: Atoms of the student's crystals are moved, as for `cgnn.train.ways.perturb.moved`.
         dropout: Share of the student's first atom features that is dropped.
         ratio: Unlabelled crystals for each labelled one in a batch.
     """

@@ -16,7 +16,7 @@ from cgnn.model import CrystalGNN
 from cgnn.predict import Predictor
 from cgnn.train import loop, train
 from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE, load_model, read_tensors
-from cgnn.train.transfer import REPORT_FILE, Transfer
+from cgnn.train.ways.transfer import REPORT_FILE, Transfer
 
 BULK = {"name": "bulk_modulus", "column": "bulk_modulus.vrh", "unit": "GPa", "transform": "log10"}
 POISSON = {"name": "poisson", "column": "homogeneous_poisson"}

@@ -17,10 +17,10 @@ from cgnn.errors import ConfigError
 from cgnn.graph.fields import vectors
 from cgnn.model import CrystalGNN
 from cgnn.model.embed import MAX_Z, envelope
-from cgnn.train.companions import check_apart
 from cgnn.train.loop import Fitted, fit
 from cgnn.train.method import Indices, Method, Step
-from cgnn.train.perturb import moved, same_draws, without_elements
+from cgnn.train.ways.companions import check_apart
+from cgnn.train.ways.perturb import moved, same_draws, without_elements
 
 Report = Callable[[dict[str, float]], None]
 

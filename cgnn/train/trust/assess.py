@@ -16,9 +16,9 @@ from cgnn.model import CrystalGNN
 from cgnn.model.members import Combined, combined
 from cgnn.model.network import raw_outputs
 from cgnn.targets import Target
-from cgnn.train.calibration import FEWEST
 from cgnn.train.checkpoint import ModelInfo
-from cgnn.train.confidence import Confidence
+from cgnn.train.trust.calibration import FEWEST
+from cgnn.train.trust.confidence import Confidence
 
 Indices = NDArray[np.int64]
 MOST = 5000

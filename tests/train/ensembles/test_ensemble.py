@@ -19,12 +19,13 @@ import torch
 from cgnn.config import build, dump
 from cgnn.errors import CheckpointError, ConfigError, NumericsError, WorkerError
 from cgnn.predict import Predictor
-from cgnn.train import Ensemble, Run, batched, loop, train, train_ensemble
+from cgnn.train import Ensemble, Run, loop, train, train_ensemble
 from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE, load_model, read_tensors
-from cgnn.train.ensemble import SIDE_BY_SIDE
-from cgnn.train.member import ENSEMBLES
+from cgnn.train.ensembles import batched
+from cgnn.train.ensembles.ensemble import SIDE_BY_SIDE
+from cgnn.train.ensembles.member import ENSEMBLES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMMON = (f"best/{MODEL_FILE}", "metrics.json", "predictions.csv", "split.json", "config.yaml", "split_report.json")
 
 

@@ -25,8 +25,8 @@ from cgnn.data.prepare import prepare
 from cgnn.errors import CgnnError, Stopped, WorkerError
 from cgnn.train.checkpoint import STATE_FILE, read_tensors
 from cgnn.train.engine import deferred_signals
+from cgnn.train.ensembles.member import Member
 from cgnn.train.loop import Indices, fit
-from cgnn.train.member import Member
 
 Report = Callable[[dict[str, float]], None]
 

@@ -17,13 +17,13 @@ from cgnn.data.engines.choice import processors
 from cgnn.data.prepare import Watch
 from cgnn.errors import CheckpointError, ConfigError, choose
 from cgnn.files import write_json
-from cgnn.train.assess import assessed
-from cgnn.train.batched import can_batch, fit_batched
 from cgnn.train.checkpoint import MODEL_FILE, ModelInfo, load_model, save_model
+from cgnn.train.ensembles.batched import can_batch, fit_batched
+from cgnn.train.ensembles.member import ENSEMBLES, Member
+from cgnn.train.ensembles.side_by_side import Group, Report, in_processes, one_by_one
 from cgnn.train.loop import in_history
-from cgnn.train.member import ENSEMBLES, Member
 from cgnn.train.run import ENSEMBLE_FILE, Divided, Run, begin, check_folder, has_state, method_of, score
-from cgnn.train.side_by_side import Group, Report, in_processes, one_by_one
+from cgnn.train.trust.assess import assessed
 
 SIDE_BY_SIDE: dict[str, Callable[[Group], None]] = {
     "serial": one_by_one,

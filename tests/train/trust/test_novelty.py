@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from cgnn.errors import CheckpointError
-from cgnn.train.novelty import DIRECTIONS, FEWEST, POINTS, Novelty
+from cgnn.train.trust.novelty import DIRECTIONS, FEWEST, POINTS, Novelty
 
 
 def features(rng, number, width=8, shift=0.0):

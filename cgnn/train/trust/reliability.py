@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import spearmanr
 
 from cgnn.targets import Target
-from cgnn.train.calibration import LEVEL, Calibration, interval
+from cgnn.train.trust.calibration import LEVEL, Calibration, interval
 
 Array = NDArray[np.float64]
 LEVELS = tuple(percent / 100 for percent in range(5, 100, 5))

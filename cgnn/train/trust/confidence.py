@@ -12,10 +12,10 @@ from torch import Tensor
 
 from cgnn.errors import CheckpointError
 from cgnn.targets import Target
-from cgnn.train.calibration import FEWEST, LEVEL, Calibration, interval, std
-from cgnn.train.draws import Correlation, draws
-from cgnn.train.novelty import Novelty
-from cgnn.train.reliability import reliability
+from cgnn.train.trust.calibration import FEWEST, LEVEL, Calibration, interval, std
+from cgnn.train.trust.draws import Correlation, draws
+from cgnn.train.trust.novelty import Novelty
+from cgnn.train.trust.reliability import reliability
 
 Array = NDArray[np.float64]
 Learned = Mapping[str, ArrayLike]
@@ -99,7 +99,7 @@ class Confidence:
         return {f"{target.name}_std": spread, f"{target.name}_lower": lower, f"{target.name}_upper": upper}
 
     def scores(self, name: str, truth: ArrayLike, learned: Learned) -> dict[str, float]:
-        """Return how true the stated errors of a calibrated target are (`cgnn.train.reliability.reliability`)."""
+        """Return how true the stated errors of a calibrated target are (`cgnn.train.trust.reliability.reliability`)."""
         (target,) = (target for target in self.targets if target.name == name)
         return reliability(target, truth, learned["value"], self.sigma(name, learned), self.calibrations[name])
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
-from train.semi_settings import PARTS, UNLABELLED, crystals, settings
+from train.ways.semi_settings import PARTS, UNLABELLED, crystals, settings
 
 from cgnn.errors import ConfigError
 from cgnn.graph.fields import distances, vectors
 from cgnn.model import CrystalGNN
 from cgnn.train.method import Step
-from cgnn.train.perturb import dropping, lengths, moved, same_draws, without_elements
-from cgnn.train.pretrain import Denoising, MaskedElements, NoiseHead, pretrain_denoising, pretrain_masked_elements
+from cgnn.train.ways.perturb import dropping, lengths, moved, same_draws, without_elements
+from cgnn.train.ways.pretrain import Denoising, MaskedElements, NoiseHead, pretrain_denoising, pretrain_masked_elements
 
 LEARNED = ("embed.", "convs.")
 

@@ -5,16 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from train.semi_settings import PARTS, UNLABELLED, crystals, model_bytes, settings
+from train.ways.semi_settings import PARTS, UNLABELLED, crystals, model_bytes, settings
 
 from cgnn.config import build
 from cgnn.errors import CheckpointError, ConfigError, DataError
 from cgnn.train import fit
 from cgnn.train.checkpoint import read_tensors
-from cgnn.train.companions import Companions, only
 from cgnn.train.method import Step
-from cgnn.train.pseudo import pseudo_labels
-from cgnn.train.semi import (
+from cgnn.train.ways.companions import Companions, only
+from cgnn.train.ways.pseudo import pseudo_labels
+from cgnn.train.ways.semi import (
     Consistency,
     MeanTeacher,
     PseudoLabels,

@@ -6,7 +6,7 @@ import pytest
 
 from cgnn.errors import CheckpointError
 from cgnn.targets import Target
-from cgnn.train.draws import Correlation, draws
+from cgnn.train.trust.draws import Correlation, draws
 
 BULK = Target(name="bulk", unit="GPa", transform="log10")
 SHEAR = Target(name="shear", unit="GPa", transform="log10")

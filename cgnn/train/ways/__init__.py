@@ -1,0 +1,1 @@
+"""Ways of learning from more than the labels at hand; each a function or a method around ``fit``."""
