@@ -67,7 +67,8 @@ def derive(
     given |= {name: positive(name.replace("_", " "), value) for name, value in rest.items() if value is not None}
     arrays = dict(zip(given, np.broadcast_arrays(*map(np.atleast_1d, given.values())), strict=True))
     wanted = _wanted(names, arrays)
-    columns = {name: _value(name, arrays) for name in wanted}
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond all numbers: infinite
+        columns = {name: _value(name, arrays) for name in wanted}
     if samples is None:
         return columns
     bands = _bands(wanted, arrays, *_fitting(samples, len(arrays["bulk"])))
@@ -115,7 +116,8 @@ def lognormal_samples(
     first, second = _normal_points(draws)
     K, G, wide_K, wide_G, r = (np.atleast_1d(each)[:, None] for each in (K, G, *widths, r))
     together = r * first + np.sqrt(1 - r**2) * second
-    return K * np.exp(np.arcsinh(wide_K / K) * first), G * np.exp(np.arcsinh(wide_G / G) * together)
+    with np.errstate(over="ignore"):  # beyond all numbers: infinite, and left out by `derive`
+        return K * np.exp(np.arcsinh(wide_K / K) * first), G * np.exp(np.arcsinh(wide_G / G) * together)
 
 
 def _wanted(names: Iterable[str] | None, given: Iterable[str]) -> list[str]:
@@ -154,7 +156,9 @@ def _bands(names: list[str], inputs: dict[str, Array], bulk: Array, shear: Array
         drawn = {name: values[part, None] for name, values in inputs.items()}
         drawn |= {"bulk": np.where(usable, K, np.nan), "shear": np.where(usable, G, np.nan)}
         for name in names:
-            values = np.broadcast_to(_value(name, drawn), K.shape)
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                drawn_values = _value(name, drawn)
+            values = np.broadcast_to(drawn_values, K.shape)
             for column, band in zip(found[name].values(), _quantiles(values), strict=True):
                 column[part] = band
     return found
