@@ -108,14 +108,14 @@ def ashby(
         axes = single_axes(figure)
         limits = _limits(x[shown], y[shown])
         axes.set(xlim=limits[0], ylim=limits[1], title=title or f"{len(shown):,} crystals")
-        plain_log(axes, "x", "y")
         _cloud(figure, axes, x[shown], y[shown])
+        plain_log(axes, "x", "y")
         _guides(axes, index, *limits)
         front = pareto_front([x, y])
         axes.plot(x[front], y[front], color=COLORS[1], marker="o", markersize=3.5, linewidth=1.1, label="Pareto front")
         _short_list(axes, materials, x, y, short)
         _known(axes)
-        axes.set_xlabel(label("fracture toughness", RELATIONS[TOUGHNESS].unit))
+        axes.set_xlabel(label("fracture toughness", r"MPa·m$^{1/2}$"))
         axes.set_ylabel(label("Vickers hardness", RELATIONS[HARDNESS].unit))
         axes.legend(loc="lower right")
     return figure
@@ -235,7 +235,7 @@ def write_page(
         raise DataError(f"{path}: a page ends in .html")
     page = _page(materials, short, index)
     script = _CLICK.replace("LINK", _script_text(link)) if link else None
-    write_text(path, page.to_html(include_plotlyjs=True, full_html=True, post_script=script))
+    write_text(path, page.to_html(include_plotlyjs=True, post_script=script, config={"displaylogo": False}))
 
 
 _CLICK = """
@@ -257,7 +257,7 @@ def _page(materials: Materials, short: Sequence[int], index: str) -> Any:
     try:
         import plotly.graph_objects as go
     except ImportError:
-        raise MissingPackageError("pages need plotly: pip install plotly") from None
+        raise MissingPackageError('pages need plotly: pip install "cgnn[plots]"') from None
     x, y = materials.points()
     shown = np.flatnonzero(np.isfinite(x))
     page = go.Figure()
@@ -291,9 +291,9 @@ def _page(materials: Materials, short: Sequence[int], index: str) -> Any:
     for number, (along, line) in enumerate(_guide_lines(index, wide, tall)):
         page.add_trace(_page_guide(go, along, line, f"equal {words(index)}", first=not number))
     page.update_layout(template="simple_white", hovermode="closest", title=f"{len(shown):,} crystals")
-    titles = (("fracture toughness", TOUGHNESS, wide), ("Vickers hardness", HARDNESS, tall))
-    for update, (quantity, name, limits) in zip((page.update_xaxes, page.update_yaxes), titles, strict=True):
-        update(type="log", range=list(np.log10(limits)), title=label(quantity, RELATIONS[name].unit), showgrid=True)
+    titles = (("fracture toughness", "MPa·m<sup>½</sup>", wide), ("Vickers hardness", RELATIONS[HARDNESS].unit, tall))
+    for update, (quantity, unit, limits) in zip((page.update_xaxes, page.update_yaxes), titles, strict=True):
+        update(type="log", range=list(np.log10(limits)), title=label(quantity, unit), showgrid=True)
     return page
 
 

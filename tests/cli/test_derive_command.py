@@ -81,6 +81,13 @@ def test_a_metal_is_flagged_and_not_superhard(cgnn: Run) -> None:
     assert gap["superhard"] is True
 
 
+def test_a_negative_poissons_ratio_is_flagged_and_not_superhard(cgnn: Run) -> None:
+    done = json.loads(cgnn("derive", "--bulk", 126, "--shear", 467, "--formula", "SiB", "--json").out)
+    assert done["properties"]["hardness_mo"]["value"] > 80
+    assert done["superhard"] is False
+    assert done["flags"] == ["Poisson's ratio -0.33 outside 0 to 0.4: not valid: hardness_mo, toughness_mo"]
+
+
 def test_a_csv_table_gets_columns(cgnn: Run, tmp_path: Path) -> None:
     table = write(tmp_path / "t.csv", ROWS)
     (tmp_path / "t.csv.units.json").write_text(json.dumps({"bulk_modulus": "GPa"}))

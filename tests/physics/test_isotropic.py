@@ -157,13 +157,12 @@ def test_carbides_without_a_gap_are_no_metals() -> None:
     assert float(hardness_mo(278.5, 191.6)) == pytest.approx(23, rel=0.15)
 
 
-def test_metals_do_not_rank_as_superhard() -> None:
-    assert is_superhard([50.0, 50.0, 39.9, math.nan], [False, True, False, False]).tolist() == [
-        True,
-        False,
-        False,
-        False,
-    ]
+def test_metals_and_failed_calculations_do_not_rank_as_superhard() -> None:
+    metal = [False, True, False, False]
+    assert is_superhard([50.0, 50.0, 39.9, math.nan], 0.1, metal).tolist() == [True, False, False, False]
+    # SiB (mp-978495), a failed calculation: by the formula it is almost as hard as diamond
+    assert float(hardness_mo(125.9, 467.0)) > 80
+    assert not is_superhard(hardness_mo(125.9, 467.0), poisson_ratio(125.9, 467.0))
 
 
 def test_flags_say_what_is_not_valid() -> None:
