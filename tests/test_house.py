@@ -81,6 +81,7 @@ def test_nothing_is_unpickled_or_evaluated(file: Path) -> None:
         "data/store",
         "kernels",
         "model",
+        "physics",
         "predict",
         "train",
         "train/ensembles",

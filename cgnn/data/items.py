@@ -65,7 +65,7 @@ class SetAside:
     Args:
         material_id: Its identifier, or ``""`` where none could be read.
         source: ``file`` or ``file:row``.
-        stage: ``"read"``, ``"graph"``, ``"label"`` or ``"predict"``.
+        stage: ``"read"``, ``"graph"``, ``"label"``, ``"predict"`` or ``"derive"``.
         code: Short machine-readable reason, such as ``"overlap"``.
         reason: One sentence for people.
     """
