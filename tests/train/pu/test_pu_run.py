@@ -17,7 +17,6 @@ import pytest
 
 from cgnn.config import build, dump
 from cgnn.errors import CheckpointError, ConfigError, WorkerError
-from cgnn.predict import Predictor
 from cgnn.train import loop, train
 from cgnn.train.checkpoint import MODEL_FILE, load_model, read_tensors
 from cgnn.train.ensembles import batched
@@ -72,7 +71,6 @@ def test_files(pu_run, pu_settings):
     assert len(stored.members) == 3
     assert stored.info.config == run.config
     assert stored.info.calibration == {}
-    assert Predictor.load(pu_run, "cpu").confidence.novelty is not None
 
 
 def test_scores_are_out_of_bag_means_of_the_best_epochs(pu_settings, tmp_path):
@@ -196,21 +194,23 @@ def test_votes_that_are_lost_or_of_other_crystals_are_made_again(pu_settings, pu
 
 def test_a_bag_whose_process_died_is_redone(pu_settings, tmp_path):
     """Once, as pu.retries says; the second death ends the run, which can be resumed."""
-    config = build(pu_settings, ["train.epochs=12", "train.patience=null", "pu.bags=2"])
-    killed = []
+    config = build(pu_settings, ["train.epochs=6", "train.patience=null", "pu.bags=2"])
+    killed = set()
 
     def kill(times):
         def told(row):
-            if len(killed) < times:
-                killed.append(multiprocessing.active_children()[0])
-                killed[-1].kill()
+            for child in multiprocessing.active_children():
+                if len(killed) < times and child.pid not in killed:
+                    killed.add(child.pid)
+                    child.kill()
 
         return lambda bag: told
 
-    with pytest.warns(UserWarning, match="member 0: its process ended with exit code -9; it is taken up again"):
+    again = r"member 0: its process ended with exit code -9; it is taken up again"
+    with pytest.warns(UserWarning, match=again):
         pu_fit(config, tmp_path / "once", side_by_side="processes", workers=1, report=kill(1))
     killed.clear()
-    with pytest.raises(WorkerError, match="member 0: its process ended with exit code -9; --resume goes on"):
+    with pytest.warns(UserWarning, match=again), pytest.raises(WorkerError, match="exit code -9; --resume goes on"):
         pu_fit(config, tmp_path / "twice", side_by_side="processes", workers=1, report=kill(2))
     pu_fit(config, tmp_path / "twice", resume=True, side_by_side="serial")
     assert_same(tmp_path / "twice", tmp_path / "once")
@@ -278,7 +278,10 @@ def test_duplicates_are_listed_and_set_aside(pu_settings, pu_documents, tmp_path
         run = pu_fit(
             build(pu_settings, [*overrides, "pu.duplicates=set_aside"]), tmp_path / "run", side_by_side="serial"
         )
-    rows = {row["material_id"]: row for row in csv.DictReader((tmp_path / "run" / "duplicates.csv").open())}
+    rows = {
+        row["material_id"]: row
+        for row in csv.DictReader((tmp_path / "run" / "duplicates.csv").read_text().splitlines())
+    }
     assert (rows["twin"]["kind"], rows["twin"]["positive"]) == ("same_crystal", first["material_id"])
     assert "twin" in kept.scores.ids
     assert "twin" not in run.scores.ids
@@ -319,7 +322,7 @@ def test_what_can_not_be_resumed(pu_settings, pu_run, trained, tmp_path, export)
         (["pu.way=nnpu"], "serial", "pu.way nnpu: needs pu.prior"),
         (["pu.way=spies"], "batched", "batched: not with pu.way nnpu or spies"),
         (["train.devices=2"], "serial", "train.devices: a bag is fitted on one device"),
-        (["data.path="], "serial", "data.path: not set"),
+        (["data.path=''"], "serial", "data.path: not set"),
     ],
 )
 def test_odd_settings_are_refused(pu_settings, tmp_path, overrides, way, message):
@@ -348,7 +351,7 @@ def test_the_table_of_ways():
 
 def test_a_signal_saves_all_states(pu_settings, tmp_path):
     """SIGTERM to the command ends every bag with its state saved; resumed, it gives the unbroken one's bits."""
-    config = build(pu_settings, ["train.epochs=15", "train.patience=null", "train.checkpoint_every=null", "pu.bags=2"])
+    config = build(pu_settings, ["train.epochs=8", "train.patience=null", "train.checkpoint_every=null", "pu.bags=2"])
     (tmp_path / "run.yaml").write_text(dump(config))
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "cgnn.cli", "pu", "fit", str(tmp_path / "run.yaml"), "--output", str(folder)]
@@ -368,7 +371,7 @@ def test_a_signal_saves_all_states(pu_settings, tmp_path):
     assert child.returncode == 143, said
     assert "the state is saved" in said
     for bag in ("0", "1"):
-        assert 1 <= read_tensors(folder / "bags" / bag / "last" / "state.safetensors")[1]["progress"]["epoch"] <= 15
+        assert 1 <= read_tensors(folder / "bags" / bag / "last" / "state.safetensors")[1]["progress"]["epoch"] <= 8
     pu_fit(config, folder, resume=True, side_by_side="serial")
     pu_fit(config, tmp_path / "unbroken", side_by_side="serial")
     assert_same(folder, tmp_path / "unbroken")
