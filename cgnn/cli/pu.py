@@ -68,7 +68,7 @@ def fit(
         show(bag_line(run.progress[-1]))
         say(duplicates_line(output))
         say(f"scores: {output / 'scores.csv'}, model: {run.model_file}")
-        commands._finish(len(run.scores) + len(run.heldout), run.set_aside, output / "set_aside.csv")
+        commands._finish(run.plan.number, run.set_aside, output / "set_aside.csv")
 
 
 @pu.command()

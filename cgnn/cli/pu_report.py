@@ -114,8 +114,8 @@ def write_evaluation(run: PURun, found: Found, folder: Path) -> None:
     alpha = found["priors"][found["prior"]]["alpha"]
     with TableWriter(folder / "probabilities.csv", {}) as table:
         probability = calibrated(scores.clscore, alpha, known, scores.clscore)
-        columns: dict[str, Any] = {"material_id": scores.ids, "clscore": scores.clscore}
-        table.add({**columns, "probability": probability})
+        columns = (scores.ids, scores.clscore.tolist(), probability.tolist())
+        table.add(dict(zip(("material_id", "clscore", "probability"), columns, strict=True)))
     try:
         _plot(run, found, folder)
     except MissingPackageError as error:

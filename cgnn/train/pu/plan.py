@@ -139,6 +139,11 @@ class Plan:
         """Unlabelled crystals that get a score."""
         return tuple(sorted((*self.unlabelled, *self.unseen)))
 
+    @property
+    def number(self) -> int:
+        """Crystals that are used in any way."""
+        return len(self.positives) + len(self.heldout) + len(self.unlabelled) + len(self.unseen)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what stands in the file."""
         return {name: value for name, value in vars(self).items() if name != "groups"}
@@ -177,6 +182,8 @@ class Plan:
             if all(len(names) <= left for names, left in zip(group, missing, strict=True)):
                 chosen += [*group[0], *group[1]]
                 missing = [left - len(names) for names, left in zip(group, missing, strict=True)]
+            if not any(missing):
+                break
         val = frozenset(chosen)
         for what, names in (("positives", self.positives), ("drawn unlabelled crystals", drawn)):
             if not 0 < sum(name in val for name in names) < len(names):
