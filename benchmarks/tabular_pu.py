@@ -34,8 +34,8 @@ from cgnn.data.dataset import CrystalDataset, by_edges
 from cgnn.errors import DataError
 from cgnn.files import write_text
 from cgnn.model.descriptors import ElementStatistics, Volume
-from cgnn.train.pu.evaluation import MEANINGS, agreement, evaluate, known_truth
-from cgnn.train.pu.labels import Opening
+from cgnn.train.pu.evaluation import MEANINGS, agreement, evaluate, known_truth, later
+from cgnn.train.pu.labels import Opening, later_ids
 from cgnn.train.pu.plan import Plan
 from cgnn.train.pu.prior import PRIORS
 
@@ -93,8 +93,9 @@ def read(config: Config, cache: Path, only: int | None = None) -> Crystals:
     summaries = dataset.summaries()
     label = dataset.label(dataset.targets[0], indices)
     positives = [name for name, value in zip(ids, label, strict=True) if value == 1]
-    plan = Plan.make(config.pu, [summaries[index] for index in indices.tolist()], positives)
     place = {name: row for row, name in enumerate(ids)}
+    since = [name for name in later_ids(dataset.store, config.pu, dataset.targets[0]) if name in place]
+    plan = Plan.make(config.pu, [summaries[index] for index in indices.tolist()], positives, since)
     return Crystals(place, kept["features"], kept["fractions"], plan)
 
 
@@ -213,7 +214,8 @@ def run(asked: argparse.Namespace, config: Config) -> None:
 
     def done(row: str, found: Tables, seconds: float = 0.0) -> None:
         tables[row] = found
-        record(asked, described(row, found, config, asked), found, seconds)
+        line = described(row, found, config, crystals.plan, asked.truth, asked.published)
+        record(asked, line, found, seconds)
 
     for row in asked.rows:
         started = time.perf_counter()
@@ -235,20 +237,35 @@ def run(asked: argparse.Namespace, config: Config) -> None:
         plots.save(recall_against_share(curves, marks={"Jang et al. 2020": (0.208, 0.874)}), asked.picture)
 
 
-def described(row: str, tables: Tables, config: Config, asked: argparse.Namespace) -> dict[str, Any]:
-    """Return a row's line: what it is, its figures, and what the truth and published scores say of it."""
+def described(
+    row: str, tables: Tables, config: Config, plan: Plan, truth: str | None = None, published: Path | None = None
+) -> dict[str, Any]:
+    """Return a row's line: what it is, its figures, and what the truth, time and published scores say of it.
+
+    Args:
+        row: Its name.
+        tables: Scores of held-out positives and of unlabelled crystals.
+        config: As for ``cgnn pu fit``.
+        plan: Who became known later.
+        truth: Column of the data (Parquet) with the hidden truth.
+        published: CSV with ``material_id`` and ``clscore``.
+    """
     heldout, unlabelled = tables
     line: dict[str, Any] = {"row": row, "data": Path(str(config.data.path)).stem, "bags": int(heldout.votes.max())}
     line |= {"seed": config.pu.seed, **figures(heldout, unlabelled, config.pu.ratio)}
-    if asked.truth:
-        truth = pd.read_parquet(config.data.path, columns=["immutable_id", asked.truth]).set_index("immutable_id")
-        found = known_truth(unlabelled.clscore, truth[asked.truth].loc[unlabelled.material_id].to_numpy())
-        line |= {f"truth_{name}": round(float(value), 5) for name, value in found.items()}
-    if asked.published and unlabelled.clscore.nunique() > 1:
-        published = pd.read_csv(asked.published, dtype={"material_id": str}).set_index("material_id").clscore.to_dict()
-        found = agreement(unlabelled.set_index("material_id").clscore.to_dict(), published)
-        line |= {f"published_{name}": round(float(value), 5) for name, value in found.items()}
-    return line
+    found: dict[str, float] = {}
+    if truth:
+        column = pd.read_parquet(config.data.path, columns=["immutable_id", truth]).set_index("immutable_id")[truth]
+        scored = known_truth(unlabelled.clscore, column.loc[unlabelled.material_id].to_numpy())
+        found |= {f"truth_{name}": value for name, value in scored.items()}
+    if published and unlabelled.clscore.nunique() > 1:
+        theirs = pd.read_csv(published, dtype={"material_id": str}).set_index("material_id").clscore
+        scored = agreement(unlabelled.set_index("material_id").clscore.to_dict(), theirs.to_dict())
+        found |= {f"published_{name}": value for name, value in scored.items()}
+    if plan.later:
+        for figure in later(unlabelled.clscore, unlabelled.material_id.isin(plan.later)):
+            found |= {f"enrichment_{figure['k']}": figure["enrichment"]}
+    return line | {name: round(float(value), 5) for name, value in found.items()}
 
 
 def record(asked: argparse.Namespace, line: dict[str, Any], tables: Tables, seconds: float) -> None:
@@ -264,41 +281,44 @@ def record(asked: argparse.Namespace, line: dict[str, Any], tables: Tables, seco
             file.write(json.dumps(line) + "\n")
 
 
+CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "row": lambda line: line["row"],
+    "bags": lambda line: str(line["bags"]),
+    "recall where 20.8 % are flagged": lambda line: f"{line['recall_at_share']:.1%} ± {line['recall_at_share_se']:.1%}",
+    "recall at 0.5 / flagged": lambda line: f"{line['recall']:.1%} / {line['flagged']:.1%}",
+    "Lee-Liu": lambda line: f"{line['lee_liu']:.2f}",
+    "ROC AUC": lambda line: f"{line['roc_auc_unlabelled']:.3f}",
+    "alpha (best bin / Elkan-Noto)": lambda line: f"{line['alpha_best_bin']:.2f} / {line['alpha_elkan_noto']:.2f}",
+    "truth: AUC / AP": lambda line: f"{line['truth_roc_auc']:.3f} / {line['truth_average_precision']:.3f}",
+    "enrichment of later ones, best 1,000": lambda line: f"{line['enrichment_1000']:.2f}",
+    "rank correlation, published": lambda line: f"{line['published_spearman']:.3f}",
+    "minutes": lambda line: f"{line['seconds'] / 60:.1f}" if line["seconds"] else "",
+}
+"""Title of a column -> its cell; one that needs what a line lacks stays empty, and where no line has it, away."""
+
+
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """Return the latest line of each row and data set as Markdown, a table for each data set."""
     latest = {(line["data"], line["row"]): line for line in lines}
     parts = []
     for data in sorted({name for name, _ in latest}):
         mine = [line for (name, _), line in latest.items() if name == data]
-        has_truth = any("truth_roc_auc" in line for line in mine)
-        head = ["row", "bags", "recall where 20.8 % are flagged", "recall at 0.5 / flagged", "Lee-Liu", "ROC AUC"]
-        head += ["alpha (best bin / Elkan-Noto)", *(["AUC / AP, truth"] if has_truth else []), "minutes"]
-        cells = [head, ["---"] * len(head), *(_cells(line, has_truth) for line in mine)]
-        rows = "\n".join("| " + " | ".join(row) + " |" for row in cells)
+        columns = {title: [_cell(title, line) for line in mine] for title in CELLS}
+        shown = {title: cells for title, cells in columns.items() if any(cells)}
+        rows = [list(shown), ["---"] * len(shown), *zip(*shown.values(), strict=True)]
+        text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
         sizes = f"{mine[0]['heldout']:,.0f} held-out positives, {mine[0]['unlabelled']:,.0f} unlabelled crystals"
         commands = "\n".join(f"    {command}" for command in dict.fromkeys(line["command"] for line in mine))
-        parts.append(f"**{data}** ({sizes})\n\n{rows}\n\nby\n\n{commands}")
+        parts.append(f"**{data}** ({sizes})\n\n{text}\n\nby\n\n{commands}")
     meanings = "\n".join(f"- `{name}`: {text}." for name, text in MEANINGS.items())
     return "\n\n".join([*parts, meanings])
 
 
-def _cells(line: dict[str, Any], has_truth: bool) -> list[str]:
-    at_share = f"{line['recall_at_share']:.1%} ± {line['recall_at_share_se']:.1%}"
-    alphas = f"{line['alpha_best_bin']:.2f} / {line['alpha_elkan_noto']:.2f}"
-    truth = (
-        [f"{line['truth_roc_auc']:.3f} / {line['truth_average_precision']:.3f}"] if "truth_roc_auc" in line else [""]
-    )
-    return [
-        line["row"],
-        str(line["bags"]),
-        at_share,
-        f"{line['recall']:.1%} / {line['flagged']:.1%}",
-        f"{line['lee_liu']:.2f}" if "lee_liu" in line else "",
-        f"{line['roc_auc_unlabelled']:.3f}",
-        alphas,
-        *(truth if has_truth else []),
-        f"{line['seconds'] / 60:.1f}",
-    ]
+def _cell(title: str, line: dict[str, Any]) -> str:
+    try:
+        return CELLS[title](line)
+    except KeyError:
+        return ""
 
 
 def main() -> None:
