@@ -30,31 +30,31 @@ _LABEL = "is_positive"
 _POSITIVE, _UNLABELLED = (1, True), (0, -1, False)
 
 
-def clscores(predictor: Predictor, found: Predictions) -> dict[str, Any]:
-    """Return a table of crystal-likeness scores of new crystals: the mean over all bags, and how far they are apart.
+class Tables:
+    """Tables of crystal-likeness scores of new crystals: the mean over all bags, and how far they are apart.
 
     Args:
         predictor: A model of bags.
-        found: What it predicted.
 
     Raises:
-        ConfigError: The model is none of bags of positive and unlabelled crystals.
+        ConfigError: The model is none of positive and unlabelled crystals.
     """
-    name, number = pu_name(predictor), len(found)
-    spread = found.columns.get(f"{name}_spread", np.full(number, np.nan))
-    values = (found.ids, found.columns.get(name, np.zeros(0)), spread, np.full(number, len(predictor.members)))
-    return dict(zip(COLUMNS, values, strict=True))
 
+    def __init__(self, predictor: Predictor) -> None:
+        if predictor.info.config.pu is None:
+            raise ConfigError("the model is none of positive and unlabelled crystals (expected what cgnn pu fit wrote)")
+        self._name = pu_target(predictor.info.config).name
+        self._votes = len(predictor.members)
+        self.ids: list[str] = []
+        """Of all crystals that tables were made of."""
 
-def pu_name(predictor: Predictor) -> str:
-    """Return the target of a model of bags.
-
-    Raises:
-        ConfigError: It is no such model.
-    """
-    if predictor.info.config.pu is None:
-        raise ConfigError("the model is none of positive and unlabelled crystals (expected what cgnn pu fit wrote)")
-    return pu_target(predictor.info.config).name
+    def __call__(self, found: Predictions) -> dict[str, Any]:
+        """Return the table of some predictions, with the columns of ``scores.csv``."""
+        number = len(found)
+        self.ids += found.ids
+        score = found.columns.get(self._name, np.zeros(0))
+        spread = found.columns.get(f"{self._name}_spread", np.full(number, np.nan))
+        return dict(zip(COLUMNS, (found.ids, score, spread, np.full(number, self._votes)), strict=True))
 
 
 class PUBagging(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -64,7 +64,7 @@ class PUBagging(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     - ``clscore_``: score of each given crystal by the bags that did not see it (n,); ``nan`` for training positives,
       for crystals that can't be used, and where all bags saw it. Only where crystals were given, not a file.
-    - ``scores_``, ``heldout_``: the same as tables (`cgnn.train.pu.Scores`): the unlabelled, and the held-out positives.
+    - ``scores_``, ``heldout_``: the same as tables (`cgnn.train.pu.Scores`), of the unlabelled and of the held-out.
     - ``n_bags_``, ``progress_``: how many bags there are, and what was known after each of them.
     - ``set_aside_``: crystals that can't be used, and why.
     - ``predictor_``: the model; ``classes_``: 0 and 1.
@@ -158,7 +158,7 @@ class PUBagging(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not hasattr(self, "predictor_"):
             raise NotFittedError("PUBagging: call fit before asking for scores")
         found = self.predictor_.predict(X)
-        scores = clscores(self.predictor_, found)
+        scores = Tables(self.predictor_)(found)
         if found.set_aside:
             first = found.set_aside[0]
             warnings.warn(f"{len(found.set_aside)} crystals can't be used, such as {first.reason}", stacklevel=2)
@@ -199,7 +199,7 @@ class PUBagging(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _settings(self, data: dict[str, Any], labels: dict[str, Any]) -> Config:
         """Return all settings: those of the configuration, then those of the estimator, then those of the data."""
-        values = self.config.model_dump(mode="json") if self.config is not None else {"targets": [_TARGET]}
+        values: dict[str, Any] = {"targets": [_TARGET]} if self.config is None else self.config.model_dump(mode="json")
         try:
             if self.config is not None:
                 pu_target(self.config)

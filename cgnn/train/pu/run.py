@@ -220,7 +220,7 @@ def _planned(config: Config, pu: PUConfig, dataset: CrystalDataset, folder: Path
     write_duplicates(folder / "duplicates.csv", duplicates)
     write_set_aside(folder / "set_aside.csv", dataset.set_aside)
     same = sum(entry.kind == SAME_CRYSTAL for entry in duplicates)
-    if duplicates:
+    if same:
         done = "they are set aside" if pu.duplicates == "set_aside" else "pu.duplicates: set_aside leaves them out"
         warnings.warn(
             f"{same} unlabelled crystals are the same as a positive under another id ({done}), and "

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cgnn.data.tables import TableWriter
 from cgnn.errors import DataError
 from cgnn.train.loop import Indices
+from cgnn.train.pu.evaluation import SHARE, binomial_error, recall_at
 
 SCORES_FILE, HELDOUT_FILE, PROGRESS_FILE = "scores.csv", "heldout.csv", "progress.jsonl"
 COLUMNS = ("material_id", "clscore", "clscore_std", "votes")
@@ -108,7 +109,9 @@ def standing(tally: Tally, unlabelled: Scores, heldout: Scores) -> dict[str, flo
 
     With the standard deviation :math:`s_i` of the :math:`n_i` votes on crystal i, the ``score_error`` is the mean of
     :math:`s_i / \sqrt{n_i}` over the unlabelled crystals with two votes at least; ``undecided`` counts the others.
-    The error of the recall r on P held-out positives is :math:`\sqrt{r (1 - r) / P}`.
+    ``recall`` and ``flagged`` (unlabelled) are those at a score of 0.5, ``recall_at_share`` that where 20.8 % of the
+    unlabelled are flagged.
+    The error of a recall r on P held-out positives is :math:`\sqrt{r (1 - r) / P}`.
 
     Args:
         tally: The votes.
@@ -117,14 +120,16 @@ def standing(tally: Tally, unlabelled: Scores, heldout: Scores) -> dict[str, flo
     """
     is_decided = unlabelled.votes > 1
     errors = unlabelled.clscore_std[is_decided] / np.sqrt(unlabelled.votes[is_decided])
-    recall = float((heldout.clscore >= THRESHOLD).mean())
+    recall, count = float((heldout.clscore >= THRESHOLD).mean()), len(heldout)
     voted = unlabelled.clscore[unlabelled.votes > 0]
     row: dict[str, float | int] = {"bags": tally.bags, "undecided": int((~is_decided).sum())}
     if len(errors):
         row["score_error"] = float(errors.mean())
-    row |= {"recall": recall, "recall_error": float(np.sqrt(recall * (1 - recall) / len(heldout)))}
+    row |= {"recall": recall, "recall_error": binomial_error(recall, count)}
     if len(voted):
+        at_share = float(recall_at(heldout.clscore, voted, SHARE))
         row["flagged"] = float((voted >= THRESHOLD).mean())
+        row |= {"recall_at_share": at_share, "recall_at_share_error": binomial_error(at_share, count)}
     return row
 
 

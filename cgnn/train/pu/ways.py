@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -105,23 +106,25 @@ def _spies(
     spies, hidden = _with_spies(dataset, parts, bag)
     first = fit(config, hidden, parts, folder / "spies", True, report, bag).model
     with reproducible(config.train):
-        drawn = {name: indices[~_is_positive(dataset, indices)] for name, indices in parts.items()}
-        target = config.targets[0].name
-        of_spies = combined_part([first], dataset, spies).decoded[target].numpy()
+        of_spies = _probability(first, dataset, spies)
         # the share of spies that lies below is let go: some are as odd as a negative
         threshold = float(np.quantile(of_spies, 1 - bag.pu.spy_recall))
-        reliable = {
-            name: indices[combined_part([first], dataset, indices).decoded[target].numpy() < threshold]
-            for name, indices in drawn.items()
-        }
-    for name, indices in reliable.items():
-        if not len(indices):
-            raise DataError(
-                f"bag {bag.number}: no unlabelled crystal of its {name!r} part lies below the spies' scores; lower "
-                f"pu.spy_recall ({bag.pu.spy_recall:g}), or train for longer"
-            )
-    second = {name: np.concatenate([i[_is_positive(dataset, i)], reliable[name]]) for name, i in parts.items()}
+        second = {name: _reliable(first, dataset, indices, threshold) for name, indices in parts.items()}
     fit(config, dataset, second, folder, True, report, bag)
+
+
+def _reliable(network: CrystalGNN, dataset: CrystalDataset, indices: Indices, threshold: float) -> Indices:
+    """Return the positives of a part, and of its drawn crystals those below a score; at least the lowest tenth."""
+    is_positive = _is_positive(dataset, indices)
+    drawn = indices[~is_positive]
+    scores = _probability(network, dataset, drawn)
+    number = max(int((scores < threshold).sum()), math.ceil(len(drawn) / 10))
+    return np.concatenate([indices[is_positive], np.sort(drawn[np.argsort(scores, kind="stable")[:number]])])
+
+
+def _probability(network: CrystalGNN, dataset: CrystalDataset, indices: Indices) -> NDArray[np.float64]:
+    (target,) = dataset.targets
+    return combined_part([network], dataset, indices).decoded[target.name].numpy()
 
 
 def _with_spies(dataset: CrystalDataset, parts: Parts, bag: Bag) -> tuple[Indices, CrystalDataset]:
