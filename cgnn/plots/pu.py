@@ -63,6 +63,7 @@ def recall_against_share(
     """
     shares = np.linspace(0, 1, 401)
     with drawing(8.4, 4.4) as figure:
+        figure.set_layout_engine("compressed")  # a square has nothing to fill the width with
         axes = single_axes(figure)
         axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=DASHED, label="a guess, or a constant")
         for (name, sides), color in zip(curves.items(), colors(), strict=False):
@@ -123,7 +124,8 @@ def roc_curve(curves: Mapping[str, Sides], *, alpha: float | None = None) -> Fig
         alpha: Share of positives among the unlabelled; with it, shaded is what no classifier can reach, as it would
             have to tell positives from positives.
     """
-    with drawing(8.6, 4.4) as figure:
+    with drawing(8.4, 4.4) as figure:
+        figure.set_layout_engine("compressed")
         axes = single_axes(figure)
         axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=DASHED, label="a guess")
         for (name, sides), color in zip(curves.items(), colors(), strict=False):

@@ -82,6 +82,12 @@ def test_recall_at_shares_by_hand():
     assert recall_at(known, others, list(wanted)) == pytest.approx(list(wanted.values()), abs=1e-9)
 
 
+def test_a_step_up_at_the_wanted_share_counts():
+    # thresholds 0.7 and 0.65 flag the same 0.3 of the unlabelled, which is 1 - 7 / 10 up to rounding
+    assert 1 - 7 / 10 > 0.3
+    assert recall_at([0.7, 0.65], np.arange(10) / 10, 0.3) == 1
+
+
 def test_area_agrees_with_scikit_learn(scores):
     known, others = scores
     truth = np.repeat([1, 0], [len(known), len(others)])
