@@ -375,3 +375,11 @@ def test_a_signal_saves_all_states(pu_settings, tmp_path):
     pu_fit(config, folder, resume=True, side_by_side="serial")
     pu_fit(config, tmp_path / "unbroken", side_by_side="serial")
     assert_same(folder, tmp_path / "unbroken")
+
+
+@pytest.mark.slow
+def test_bags_on_a_cluster(pu_settings, pu_run, tmp_path):
+    """The same bits from two workers of a local Ray cluster."""
+    pytest.importorskip("ray")
+    pu_fit(build(pu_settings), tmp_path / "run", side_by_side="ray", workers=2)
+    assert_same(tmp_path / "run", pu_run)
