@@ -85,6 +85,7 @@ def test_nothing_is_unpickled_or_evaluated(file: Path) -> None:
         "predict",
         "train",
         "train/ensembles",
+        "train/pu",
         "train/trust",
         "train/ways",
         "plots",
