@@ -46,6 +46,7 @@ class Funnel:
     Args:
         settings: The stages.
         device: ``auto``, ``cpu`` or ``cuda``.
+        exclude: Ids of crystals that are left out, such as those that were measured.
 
     Raises:
         ConfigError: A stage does not fit those before it: a column lacks, a rule is none.
@@ -56,8 +57,9 @@ class Funnel:
         >>> funnel.run(blocks("candidates.jsonl"), "screen").why("mp-66")  # doctest: +SKIP
     """
 
-    def __init__(self, settings: ScreenConfig, device: str = "auto") -> None:
+    def __init__(self, settings: ScreenConfig, device: str = "auto", exclude: Iterable[str] = ()) -> None:
         self.settings = settings
+        self._exclude = frozenset(exclude)
         known = Known.of_crystals(settings.columns)
         bound: list[Bound] = []
         for stage in settings.stages:
@@ -159,6 +161,7 @@ class Funnel:
             "settings": self.settings.model_dump(mode="json"),
             "models": {model: content_key(model_file(model)) for model in models},
             "crystals": source,
+            "excluded ids": sorted(self._exclude),
         }
 
     def _results(self, crystals: Crystals, shelf: Shelf, engine: str, workers: int) -> Generator[int, None, None]:
@@ -177,6 +180,9 @@ class Funnel:
             for found in results:
                 for row, reason in _note(repeats, found.ids, found.sources, found.digests).items():
                     found.drop(row, READ, reason)
+                for row, name in enumerate(found.ids):
+                    if name in self._exclude:
+                        found.drop(row, READ, "left out: it was measured, or is not wanted")
                 shelf.put(seen, found)
                 seen += 1
                 yield len(found.ids)

@@ -28,7 +28,9 @@ _WAYS = {
 _POTENTIALS = """`POTCAR.spec` names the potentials; their content is licensed with VASP and is not here. With the
 potentials of your licence set up for pymatgen (`PMG_VASP_PSP_DIR`), make a POTCAR in each folder:
 
-    python -c "from pymatgen.io.vasp import Potcar; Potcar(open('POTCAR.spec').read().split(), '{functional}').write_file('POTCAR')"
+    python -c "
+    from pymatgen.io.vasp import Potcar
+    Potcar(open('POTCAR.spec').read().split(), '{functional}').write_file('POTCAR')"
 """
 
 

@@ -79,6 +79,14 @@ class Screening:
         frame.attrs["counts"] = self.counts
         return frame
 
+    def structures(self) -> dict[str, Any]:
+        """Return the finalists as pymatgen ``Structure`` by their ids, the best first."""
+        from pymatgen.core import Structure
+
+        ids = list(self.table["material_id"])
+        paths = [self.folder / FINALISTS / f"{name}.cif" for name in _file_names(ids)]
+        return {name: Structure.from_file(str(path)) for name, path in zip(ids, paths, strict=True)}
+
     def why(self, material_id: str) -> str:
         """Return what became of a crystal; several lines where its id came several times.
 

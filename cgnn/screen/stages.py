@@ -270,12 +270,12 @@ class Score:
         Raises:
             ConfigError: No such ranking or column, no threshold, several columns where one is wanted, or no errors.
         """
+        known = known.without_scores(SCORE)
         try:
             _check_ranking(settings, known)
         except ConfigError as error:
             raise ConfigError(f"stage {settings.name!r}: {error}") from None
         step = cls(settings.name, settings, known)
-        known = known.without_scores(SCORE)
         unit = "" if settings.by == "probability" else known.units.get(settings.columns[0], "")
         units = {SCORE: unit} if len(step.columns) == 1 else {
             name: known.units.get(source, "") for name, source in zip(step.columns, settings.columns, strict=True)
