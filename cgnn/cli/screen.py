@@ -20,6 +20,7 @@ from cgnn.cli.commands import (
     StructureColumn,
     Workers,
     _blocks,
+    _crystals_text,
     app,
 )
 from cgnn.cli.voice import counting, say, show
@@ -83,11 +84,10 @@ def _report(found: Screening, strict: bool) -> None:
     if len(table):
         show(table[shown].head(_SHOWN).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     say(f"finalists: {found.folder / 'ranked.csv'}")
-    unread = counts[0]["before"] - counts[0]["after"]
-    if unread:
-        say(
-            f"{'error: --strict: ' if strict else ''}{unread:,} crystals could not be used (rejected table, stage read)"
-        )
+    unusable = sum(count["before"] - count["after"] for count in counts if count["kind"] in ("read", "predict"))
+    if unusable:
+        where = next(path.name for path in sorted(found.folder.glob("rejected.*")))
+        say(f"{'error: --strict: ' if strict else ''}{_crystals_text(unusable)} could not be used (listed in {where})")
         raise typer.Exit(BAD_REQUEST if strict else SOME_SET_ASIDE)
 
 

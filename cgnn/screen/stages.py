@@ -324,6 +324,10 @@ class Score:
 
 def _check_ranking(settings: RankStage, known: Known) -> None:
     ranking = choose(RANKINGS, settings.by, "ranking")
+    if len(settings.columns) > 1 and not ranking.is_front:
+        raise ConfigError(f"{settings.by} ranks by one column; several are for pareto")
+    if len(settings.columns) == 1 and ranking.is_front:
+        raise ConfigError(f"{settings.by} ranks by two columns or more, got only {settings.columns[0]!r}")
     numbers = [name for name, kind in known.kinds.items() if kind == NUMBER]
     for name in settings.columns:
         if name not in numbers:
@@ -333,10 +337,6 @@ def _check_ranking(settings: RankStage, known: Known) -> None:
                 f"{settings.by} of {name!r} needs its errors, which are known of columns that calibrated models "
                 "predict and of what is derived from them; rank by value"
             )
-    if len(settings.columns) > 1 and not ranking.is_front:
-        raise ConfigError(f"{settings.by} ranks by one column; several are for pareto")
-    if len(settings.columns) == 1 and ranking.is_front:
-        raise ConfigError(f"{settings.by} ranks by two columns or more, got only {settings.columns[0]!r}")
     if ranking.needs_threshold and settings.threshold is None:
         raise ConfigError(f"{settings.by} needs a threshold, such as 40")
     if not ranking.needs_threshold and settings.threshold is not None:

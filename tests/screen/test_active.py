@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_nothing_is_known_that_was_not_asked_for(truth: np.ndarray) -> None:
 
     found = simulate(truth, learn, "value", **BATCH)
     assert [len(known) for known in seen] == list(found.evaluated[:-1])
-    assert all(set(a) < set(b) and len(set(b)) == len(b) for a, b in zip(seen, seen[1:], strict=False))
+    assert all(set(a) < set(b) and len(set(b)) == len(b) for a, b in pairwise(seen))
 
 
 @pytest.mark.parametrize(

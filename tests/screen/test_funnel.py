@@ -185,9 +185,10 @@ def test_stopped_while_results_are_written(
         raise Stop
 
     funnel = Funnel(settings(), "cpu")
-    with monkeypatch.context() as patch, pytest.raises(Stop, match=r"^$"):
+    with monkeypatch.context() as patch:
         patch.setattr("cgnn.screen.results._write_fates", stop)
-        funnel.run(blocks, tmp_path / "s", engine="serial")
+        with pytest.raises(Stop, match=r"^$"):
+            funnel.run(blocks, tmp_path / "s", engine="serial")
     funnel.run([], tmp_path / "s", resume=True)
     assert written(tmp_path / "s") == written(finished.folder)
 
@@ -283,7 +284,10 @@ def test_negative_moduli_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ([PREDICT, {**RANK, "of": "bulk_modulus", "threshold": 3.0}], "has no threshold"),
         ([PREDICT, {**RANK, "of": ["bulk_modulus", "density"]}], "ranks by one column"),
         ([PREDICT, {**RANK, "by": "pareto", "of": "bulk_modulus"}], "two columns or more"),
-        ([{"kind": "unique", "by": "name"}, {**RANK, "by": "value", "of": "density"}], "unknown way to tell duplicates"),
+        (
+            [{"kind": "unique", "by": "name"}, {**RANK, "by": "value", "of": "density"}],
+            "unknown way to tell duplicates",
+        ),
         ([PREDICT], "none ranks"),
         ([{"kind": "unique"}, PREDICT, RANK], "right before it"),
         ([{**PREDICT, "name": "rank"}, RANK], "the name 'rank' is taken"),

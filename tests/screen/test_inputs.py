@@ -52,7 +52,13 @@ def test_deformed_cells_are_the_relaxed_one_deformed(folder: Path) -> None:
 def test_the_readme_says_what_to_do(folder: Path) -> None:
     text = (folder / "README.md").read_text()
     assert text.startswith("# SiC (mp-8062)")
-    for words in ("relax/", "static/", "elastic/", "POTCAR.spec", f"{len(list((folder / 'elastic').iterdir()))} deformed"):
+    for words in (
+        "relax/",
+        "static/",
+        "elastic/",
+        "POTCAR.spec",
+        f"{len(list((folder / 'elastic').iterdir()))} deformed",
+    ):
         assert words in text
 
 

@@ -33,7 +33,8 @@ def test_contract(name: str, rng: np.random.Generator) -> None:
     draws = rng.lognormal(3.0, 0.3, (5, 64))
     ranking = RANKINGS[name]
     scores = ranking.score(draws, AIM)
-    assert scores.shape == (5,) and scores.dtype == np.float64
+    assert scores.shape == (5,)
+    assert scores.dtype == np.float64
     np.testing.assert_array_equal(ranking.score(draws[[3, 1]], AIM), scores[[3, 1]])  # no company changes a score
     assert (ranking.score(draws + 5, AIM) >= scores).all()  # better is never worse
     few, most = draws.copy(), draws.copy()

@@ -31,7 +31,9 @@ def test_the_best_of_all(pool: int, keep: int, rng: np.random.Generator, monkeyp
     monkeypatch.setattr(selection, "POOL", pool)
     scores = rng.integers(0, 100, (400, 1)).astype(float)  # with many equals
     found = select(parts(scores), keep)
-    assert [e.material_id for e in found.kept] == [f"c-{r:06d}" for r in np.argsort(-scores[:, 0], kind="stable")[:keep]]
+    assert [e.material_id for e in found.kept] == [
+        f"c-{r:06d}" for r in np.argsort(-scores[:, 0], kind="stable")[:keep]
+    ]
 
 
 @pytest.mark.parametrize("pool", [1, 4096])
