@@ -80,7 +80,7 @@ def _report(found: Screening, strict: bool) -> None:
     width = max(len(count["stage"]) for count in counts)
     show("\n".join(f"{count['stage']:{width}}  {count['before']:>9,} -> {count['after']:>9,}" for count in counts))
     table = found.table
-    shown = [name for name in ("rank", "material_id", "formula", *_of_interest(table.columns)) if name in table]
+    shown = [name for name in ("rank", "material_id", "formula", *_of_interest(list(table.columns))) if name in table]
     if len(table):
         show(table[shown].head(_SHOWN).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     say(f"finalists: {found.folder / 'ranked.csv'}")

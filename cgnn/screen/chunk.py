@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -177,7 +178,7 @@ def _described(records: Sequence[Record], gaps: Array | None) -> Columns:
     }
     for row, record in enumerate(records):
         crystal = record.crystal
-        symbols, formula, mass = _chemistry(tuple(np.sort(crystal.z).tolist()))
+        symbols, formula, mass = _chemistry(tuple(sorted(Counter(crystal.z.tolist()).items())))
         volume = abs(float(np.linalg.det(crystal.lattice)))
         gap = None if gaps is None else float(gaps[row])
         values = {
@@ -196,10 +197,10 @@ def _described(records: Sequence[Record], gaps: Array | None) -> Columns:
 
 
 @lru_cache(maxsize=10_000)
-def _chemistry(numbers: tuple[int, ...]) -> tuple[tuple[str, ...], str, float]:
+def _chemistry(counts: tuple[tuple[int, int], ...]) -> tuple[tuple[str, ...], str, float]:
     """Return the elements in alphabetical order, the reduced formula and the mass (u) of a cell."""
     from pymatgen.core import Composition, Element
 
-    symbols = [Element.from_Z(z).symbol for z in numbers]
-    composition = Composition({symbol: symbols.count(symbol) for symbol in set(symbols)})
-    return tuple(sorted(set(symbols))), composition.reduced_formula, float(composition.weight)
+    composition = Composition({Element.from_Z(z): count for z, count in counts})
+    symbols = sorted(Element.from_Z(z).symbol for z, _ in counts)
+    return tuple(symbols), composition.reduced_formula, float(composition.weight)

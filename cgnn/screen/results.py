@@ -118,7 +118,10 @@ class Screening:
             return
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(path.with_suffix(".parquet")) as table:
+        path = path.with_suffix(".parquet")
+        if not path.stat().st_size:  # nothing was rejected
+            return
+        with pq.ParquetFile(path) as table:
             for batch in table.iter_batches():
                 yield from batch.to_pylist()
 
@@ -166,7 +169,8 @@ def _write_fates(folder: Path, settings: ScreenConfig, ended: Ended, shelf: Shel
     with ExitStack() as stack:
         everything = stack.enter_context(TableWriter(folder / CANDIDATES, {}))
         rejected = stack.enter_context(TableWriter(folder / f"{REJECTED}.{settings.rejected}", {}))
-        rejected.add({"material_id": [], "source": [], "stage": [], "reason": []} if settings.rejected == "csv" else {})
+        if settings.rejected == "csv":  # a header, if nothing else; Parquet takes its types from the first rows
+            rejected.add({"material_id": [], "source": [], "stage": [], "reason": []})
         for number in shelf.numbers():
             table = shelf.read(number)
             fates = [_fate(ended, number, row, table) for row in range(len(table["material_id"]))]

@@ -22,6 +22,7 @@ from cgnn.physics import derive, lognormal_samples
 from cgnn.predict import Predictor
 from cgnn.screen import Funnel, Screening, build_screen, screen, selection
 from cgnn.screen.chunk import Chunk, Known, Reasons
+from cgnn.screen.head import Head
 from cgnn.screen.stages import STEPS
 
 PREDICT = {"kind": "predict", "model": "elasticity"}
@@ -146,6 +147,34 @@ def test_tables_have_units_and_structures(finished: Screening) -> None:
     assert list(structures) == table["material_id"].tolist()
     for structure, volume in zip(structures.values(), table["volume_per_atom"], strict=True):
         assert structure.volume / len(structure) == pytest.approx(volume, rel=1e-6)
+
+
+def test_rejected_as_parquet(blocks: list[Finished], tmp_path: Path) -> None:
+    rank = {"kind": "rank", "by": "value", "of": "density", "keep": 3}
+    found = Funnel(settings(rank, rejected="parquet")).run(blocks[:2], tmp_path / "s")
+    rejected = pd.read_parquet(found.folder / "rejected.parquet")
+    assert len(rejected) == 11
+    assert "it is broken" in found.why("crystal-7")
+    all_of_them = Funnel(settings({**rank, "keep": 50}, rejected="parquet")).run(blocks[:1], tmp_path / "all")
+    assert len(all_of_them.table) == 7
+    with pytest.raises(DataError, match="no crystal 'x' was given"):
+        all_of_them.why("x")
+
+
+def test_a_block_in_parts_gives_the_same(blocks: list[Finished]) -> None:
+    """A block whose crystals end their workers is done in parts, which are joined."""
+    known, steps = Known.of_crystals({}), []
+    for kind, stage in (("filter", {"rule": "num_elements == 2"}), ("rank", {"by": "value", "of": "density"})):
+        step, known = STEPS[kind](settings({**RANK, "keep": 1}, {"kind": kind, **stage}).stages[1], known, "cpu")
+        steps.append(step)
+    head = Head(steps, known, {})
+    whole, parts = head(blocks[1]), head.join([head(part) for part in blocks[1].split()])
+    assert whole.columns.keys() == parts.columns.keys()
+    for name, values in whole.columns.items():
+        np.testing.assert_array_equal(values, parts.columns[name])
+    for name in ("ids", "sources", "digests", "stages", "reasons", "flags"):
+        assert getattr(whole, name) == getattr(parts, name)
+    assert [crystal is None for crystal in whole.crystals] == [bool(stage) for stage in whole.stages]
 
 
 # Stopped and resumed
