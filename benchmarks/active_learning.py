@@ -31,6 +31,8 @@ DOCUMENT, NAME = "docs/screening.md", "active"
 CONFIG = ROOT / "configs" / "elasticity-fast.yaml"
 WAYS = ("value", "lower_bound", "probability", "expected_improvement")
 SHARES = (0.5, 0.9, 1.0)
+PLAN = ("start", "batch", "rounds", "share", "epochs")
+"""What makes simulations comparable, beside their crystals."""
 SETTINGS = ["data.split.val=0.15", "data.split.test=0.0", "train.threads=1", "train.device=cpu", "model.spread=true"]
 
 
@@ -50,7 +52,7 @@ def run(by: str, seed: int, arguments: argparse.Namespace, data: str | Path) -> 
     config = load(CONFIG, [*changes, *arguments.override])
     dataset = CrystalDataset(prepare(config.data, config.graph), config.targets)
     rows, truth = crystals_of(dataset, arguments.crystals, 0)
-    plan = {name: getattr(arguments, name) for name in ("start", "batch", "rounds", "share", "epochs")}
+    plan = {name: getattr(arguments, name) for name in PLAN}
     place = arguments.work / "-".join(map(str, [by, seed, len(rows), *plan.values()]))
     learn = network_learner(config, dataset, rows, place)
     steps = {name: plan[name] for name in ("start", "batch", "rounds", "share")}
@@ -109,10 +111,12 @@ def main() -> None:
     if arguments.table:
         between_markers(DOCUMENT, NAME, table(finished(RESULTS)))
         return
-    there = {(line["by"], line["seed"], line["crystals_asked"]) for line in finished(RESULTS)}
+    same = {"crystals_asked": arguments.crystals} | {name: getattr(arguments, name) for name in PLAN}
+    done = [line for line in finished(RESULTS) if all(line[name] == value for name, value in same.items())]
+    there = {(line["by"], line["seed"]) for line in done}
     for seed in range(arguments.seeds):
         for by in arguments.ways:
-            if (by, seed, arguments.crystals) in there:
+            if (by, seed) in there:
                 continue
             line = run(by, seed, arguments, DATA / "elasticity.json.gz") | {"crystals_asked": arguments.crystals}
             with RESULTS.open("a") as file:
