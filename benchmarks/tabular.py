@@ -105,14 +105,14 @@ def predict(
     return found
 
 
-def crystal_features(dataset: CrystalDataset) -> Array:
-    """Return the features of all crystals of a data set (n, P), the same in every cell, orientation and order.
+def crystal_features(dataset: CrystalDataset, indices: Indices | None = None) -> Array:
+    """Return the features of crystals of a data set (n, P), by default all; the same in every cell and orientation.
 
     Mean, mean absolute deviation, minimum and maximum of the element properties, volume per atom, number of elements,
     and for the distance to the nearest neighbour (in Å, and over the sum of the covalent radii), the effective
     coordination number and the difference of electronegativity to the neighbours: mean, deviation, minimum and maximum.
     """
-    parts = by_edges(dataset, np.arange(len(dataset)))
+    parts = by_edges(dataset, np.arange(len(dataset)) if indices is None else indices)
     return np.concatenate([_features(dataset.batch(part)) for part in parts])
 
 

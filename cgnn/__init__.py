@@ -15,13 +15,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from cgnn.config import Config
     from cgnn.predict import Predictions, Predictor
+    from cgnn.predict.pu import PUBagging
     from cgnn.targets import Target
     from cgnn.train import Run
 
-__all__ = ["Config", "Predictions", "Predictor", "Run", "Target"]
+__all__ = ["Config", "PUBagging", "Predictions", "Predictor", "Run", "Target"]
 
 _HOMES = {
     "Config": "cgnn.config",
+    "PUBagging": "cgnn.predict.pu",
     "Predictions": "cgnn.predict",
     "Predictor": "cgnn.predict",
     "Run": "cgnn.train",

@@ -192,6 +192,45 @@ class TransferConfig(_Strict):
     depth + 1 times."""
 
 
+class PUConfig(_Strict):
+    """How classifiers learn from positive crystals and from such of which nothing is known (``cgnn pu fit``)."""
+
+    column: str = "theoretical"
+    """Column that tells which crystals are positive."""
+    labels: str = "auto"
+    """How it tells, an entry of ``cgnn.train.pu.labels.LABELS``; by default found from the column's name."""
+    way: str = "bagging"
+    """An entry of ``cgnn.train.pu.PU_WAYS``."""
+    bags: int = Field(default=50, ge=1)
+    ratio: float = Field(default=1.0, gt=0)
+    """Unlabelled crystals drawn for each bag, as a multiple of the training positives."""
+    holdout: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the positives that no bag sees, the same for all; they tell the recall."""
+    element: str | None = None
+    """Instead of a share: all positives with this element are held out, and no unlabelled crystal with it is drawn."""
+    later: str | None = None
+    """Column that tells (true) which positives became known later: they count as unlabelled in every bag."""
+    val: float = Field(default=0.1, gt=0, le=0.5)
+    """Share of a bag, of its positives and of its unlabelled crystals alike, that chooses the best epoch."""
+    duplicates: Literal["keep", "set_aside"] = "keep"
+    """What becomes of unlabelled crystals that are the same crystal as a positive."""
+    stop_when: float | None = Field(default=None, gt=0)
+    """Stop after so many bags that the standard error of a score, in the mean over the unlabelled crystals, is not
+    above this."""
+    together: int = Field(default=25, ge=1)
+    """Bags that are fitted at once where they are batched."""
+    retries: int = Field(default=1, ge=0)
+    """How often a bag whose process died is taken up again."""
+    prior: float | None = Field(default=None, gt=0, lt=1)
+    """``nnpu``: share of positives among the unlabelled crystals."""
+    spies: float = Field(default=0.15, gt=0, lt=1)
+    """``spies``: share of a bag's positives that are hidden among its unlabelled crystals in the first step."""
+    spy_recall: float = Field(default=0.9, gt=0, lt=1)
+    """``spies``: unlabelled crystals are taken for negatives below the score that so many of the spies exceed."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the hold-out and of the draws; that of the weights is ``train.seed``."""
+
+
 class Config(_Strict):
     """Everything that defines a run."""
 
@@ -201,6 +240,7 @@ class Config(_Strict):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     transfer: TransferConfig | None = None
+    pu: PUConfig | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Config:

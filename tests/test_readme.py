@@ -74,7 +74,7 @@ def test_the_commands_and_examples_run_as_they_stand(place: Path, capsys: pytest
             with pytest.raises(SystemExit, match=r"^0$"):
                 main(words)
             said.append(words[0])
-    ours = ["predict", "predict", "train", "train"]
+    ours = ["predict", "predict", "derive", "train", "train"]
     last = ["prepare", "train", "predict", "profile", "cv"]
     assert said == ["train", "evaluate", "predict", "info", *ours, "train", *last]
     shown = capsys.readouterr().out
@@ -101,9 +101,11 @@ def test_the_commands_that_are_not_run_exist() -> None:
     from cgnn.cli import app
 
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {group.name for group in app.registered_groups}
     assert {line.split()[1] for line in indented("cgnn ")} <= known
-    # The download needs the internet; the training on real moduli is tests/integration/test_real_moduli.py.
-    assert [line.split()[1] for line in indented("cgnn ")] == ["fetch", "train"]
+    # Bags need labels that the embedded set has not (tests/cli/test_pu_commands.py runs them); the download needs the
+    # internet; the training on real moduli is tests/integration/test_real_moduli.py.
+    assert [line.split()[1] for line in indented("cgnn ")] == ["pu", "pu", "pu", "fetch", "train"]
 
 
 def test_the_extras_exist() -> None:

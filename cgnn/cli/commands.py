@@ -65,7 +65,10 @@ Members = Annotated[
 ]
 By = Annotated[str | None, typer.Option("--by", help="What makes members differ: seed (default) or bootstrap.")]
 SideBySide = Annotated[
-    str | None, typer.Option("--side-by-side", help="How members are trained: auto, serial, processes or batched.")
+    str | None,
+    typer.Option(
+        "--side-by-side", help="How members are trained: auto, serial, processes, batched or ray (a cluster)."
+    ),
 ]
 Version = Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")]
 

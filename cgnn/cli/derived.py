@@ -37,6 +37,7 @@ class Derived:
         columns: Name -> values of the kept rows.
         flags: What to know of each kept row.
         metal: Whether each kept row is a metal.
+        poisson: Its Poisson's ratio.
     """
 
     kept: NDArray[np.int64]
@@ -44,11 +45,13 @@ class Derived:
     columns: dict[str, Array]
     flags: list[str]
     metal: NDArray[np.bool_]
+    poisson: Array
 
     @property
     def superhard(self) -> NDArray[np.bool_]:
         """Which kept rows rank as superhard by Mazhnik and Oganov's hardness; none where it was not derived."""
-        return np.asarray(is_superhard(self.columns.get("hardness_mo", np.zeros(len(self.kept))), self.metal))
+        hardness = self.columns.get("hardness_mo", np.zeros(len(self.kept)))
+        return is_superhard(hardness, self.poisson, self.metal)
 
 
 def derive_rows(inputs: Mapping[str, Sequence[Any]], draws: int, names: Sequence[str] | None) -> Derived:
@@ -73,8 +76,8 @@ def derive_rows(inputs: Mapping[str, Sequence[Any]], draws: int, names: Sequence
     if "formula" in inputs:
         _complete(columns, masses)
     found = _with_bands(columns, draws, names) if len(kept) else {}
-    said = flags(poisson_ratio(columns["bulk"], columns["shear"]), metal) if len(kept) else []
-    return Derived(kept, reasons, found, said, metal)
+    nu = poisson_ratio(columns["bulk"], columns["shear"])
+    return Derived(kept, reasons, found, flags(nu, metal), metal, nu)
 
 
 def _with_bands(columns: Mapping[str, Array], draws: int, names: Sequence[str] | None) -> dict[str, Array]:

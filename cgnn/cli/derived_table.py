@@ -256,7 +256,7 @@ def _csv_columns(plan: Plan, header: list[str], rows: list[tuple[int, list[str]]
 
     found = plan.derive(cells, [row for row, _ in rows])
     kept: dict[str, Sequence[Any]] = {name: [column[row] for row in found.kept] for name, column in texts.items()}
-    made: dict[str, Sequence[Any]] = {name: found.columns.get(name, []) for name in plan.units}
+    made: dict[str, Sequence[Any]] = {name: list(found.columns.get(name, ())) for name in plan.units}
     if plan.has_hardness:
         made["superhard"] = ["true" if is_one else "false" for is_one in found.superhard]
     flags = _joined(kept.pop("flags", None), found.flags)

@@ -34,15 +34,22 @@ class CrystalDataset:
         store: Prepared graphs.
         targets: Which labels to read.
         keep_unlabelled: Keep crystals without any label, for ways of learning that use them.
+        labels: Labels of the store's crystals that were read in another way (`cgnn.train.pu.labels`).
 
     Raises:
         DataError: A target's column does not exist, or no crystal has a usable label.
     """
 
-    def __init__(self, store: GraphStore, targets: Sequence[Target], keep_unlabelled: bool = False) -> None:
+    def __init__(
+        self,
+        store: GraphStore,
+        targets: Sequence[Target],
+        keep_unlabelled: bool = False,
+        labels: Labels | None = None,
+    ) -> None:
         self.store = store
         self.targets = tuple(targets)
-        found = read_labels(store, self.targets)
+        found = labels or read_labels(store, self.targets)
         self.labels: Labels = found.with_unlabelled() if keep_unlabelled else found
         self.rows: Ints = self.labels.rows
         self.ids = [self.labels.ids[row] for row in self.rows]

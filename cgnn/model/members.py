@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -41,10 +41,13 @@ class Combined:
     Args:
         decoded: Target name -> physical values (n,), or probabilities.
         learned: Name of a regression target -> the same on its learned scale, with the spread.
+        spread: Name of a binary target -> standard deviation of the members' probabilities (n,), with M - 1; only
+            where there are several members.
     """
 
     decoded: dict[str, Tensor]
     learned: dict[str, Learned]
+    spread: dict[str, Tensor] = field(default_factory=dict)
 
 
 def combined(members: Sequence[CrystalGNN], raws: Sequence[Mapping[str, Tensor]]) -> Combined:
@@ -65,6 +68,7 @@ def combined(members: Sequence[CrystalGNN], raws: Sequence[Mapping[str, Tensor]]
     """
     decoded: dict[str, Tensor] = {}
     learned: dict[str, Learned] = {}
+    spread: dict[str, Tensor] = {}
     for target in members[0].targets:
         heads = [member.head(target.name) for member in members]
         outputs = [raw[target.name] for raw in raws]
@@ -73,8 +77,11 @@ def combined(members: Sequence[CrystalGNN], raws: Sequence[Mapping[str, Tensor]]
             learned[target.name] = _mixture([pair for pair in pairs if pair is not None])
             decoded[target.name] = TRANSFORMS[target.transform].inverse(learned[target.name].value)
         else:
-            decoded[target.name] = _mean([head.decode(output) for head, output in zip(heads, outputs, strict=True)])
-    return Combined(decoded, learned)
+            each = torch.stack([head.decode(output) for head, output in zip(heads, outputs, strict=True)])
+            decoded[target.name] = each.mean(0)
+            if target.task == "binary" and len(members) > 1:
+                spread[target.name] = each.std(0)
+    return Combined(decoded, learned, spread)
 
 
 def _mixture(pairs: Sequence[tuple[Tensor, Tensor]]) -> Learned:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from cgnn.physics.elastic import Array, inside, moduli, poisson_ratio, positive, youngs_modulus
 
 SUPERHARD = 40.0
 """Vickers hardness (GPa) from which a material is called superhard (Haines et al., Annu. Rev. Mater. Res. 31, 1
 (2001), doi:10.1146/annurev.matsci.31.1.1)."""
+
+POISSON_RANGE = (0.0, 0.4)
+"""Poisson's ratios for which we hold Mazhnik and Oganov's model for valid: below, chi grows towards its pole where
+nothing was fitted; above, it turns. Our reading of the formulas, not a sentence of the paper."""
 
 
 def chi(poisson: ArrayLike) -> Array:
@@ -105,11 +109,18 @@ def hardness_teter(shear: ArrayLike) -> Array:
     return np.asarray(0.151 * positive("shear modulus", shear))
 
 
-def is_superhard(hardness: ArrayLike, metal: ArrayLike = False) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """Say which crystals rank as superhard: 40 GPa and more, and no metal, for which the hardness means nothing.
+def is_superhard(hardness: ArrayLike, poisson: ArrayLike, metal: ArrayLike = False) -> NDArray[np.bool_]:
+    """Say which crystals rank as superhard: 40 GPa and more, where Mazhnik and Oganov's hardness means something.
+
+    It means nothing for metals, nor outside `POISSON_RANGE`: of the moduli in the Materials Project those with a
+    negative Poisson's ratio are mostly failed calculations or
+    unstable crystals, and chi makes them hard (CrH 90 GPa, SiB 87 GPa).
 
     Args:
         hardness: Vickers hardness (GPa), such as a lower bound of it.
+        poisson: Poisson's ratios.
         metal: What `cgnn.physics.chemistry.is_metal` says of each.
     """
-    return np.asarray(np.asarray(hardness) >= SUPERHARD) & ~np.asarray(metal, dtype=np.bool_)
+    nu = np.asarray(poisson, dtype=np.float64)
+    is_valid = (nu >= POISSON_RANGE[0]) & (nu <= POISSON_RANGE[1]) & ~np.asarray(metal, dtype=np.bool_)
+    return np.asarray(is_valid & (np.asarray(hardness, dtype=np.float64) >= SUPERHARD))

@@ -21,7 +21,6 @@ INPUTS = {
 """What relations are computed from, with its unit; ``atoms_per_cell`` are those of the primitive cell."""
 
 _ANY = (-1.0, 0.5)
-_MODEL = (0.0, 0.4)
 _COVALENT = "covalent and ionic crystals, 0 <= nu <= 0.4; not metals, intermetallics or alloys"
 
 
@@ -58,7 +57,13 @@ _CELL = (*_MODULI, "volume_per_atom")
 _SOLID = (*_CELL, "density")
 _ELASTICITY = "Landau & Lifshitz, Theory of Elasticity (1986)"
 _ISOTROPIC = "isotropic solids and polycrystals"
-_MO = ("Mazhnik & Oganov, J. Appl. Phys. 126, 125109 (2019)", _COVALENT, "10.1063/1.5113622", _MODEL, False)
+_MO = (
+    "Mazhnik & Oganov, J. Appl. Phys. 126, 125109 (2019)",
+    _COVALENT,
+    "10.1063/1.5113622",
+    hardness.POISSON_RANGE,
+    False,
+)
 _NIU_VALIDITY = "covalent and ionic crystals; metals and intermetallics need an enhancement factor"
 _ANDERSON = "Anderson, J. Phys. Chem. Solids 24, 909 (1963)"
 _ANDERSON_DOI = "10.1016/0022-3697(63)90067-2"
@@ -203,8 +208,8 @@ def flags(poisson: ArrayLike, metal: ArrayLike = False) -> list[str]:
     nu = np.atleast_1d(np.asarray(poisson, dtype=np.float64))
     metals = np.broadcast_to(np.asarray(metal, dtype=np.bool_), nu.shape)
     barred = ", ".join(name for name, relation in RELATIONS.items() if not relation.for_metals)
-    low, high = _MODEL
-    ranged = ", ".join(name for name, relation in RELATIONS.items() if relation.poisson == _MODEL)
+    low, high = hardness.POISSON_RANGE
+    ranged = ", ".join(name for name, relation in RELATIONS.items() if relation.poisson == hardness.POISSON_RANGE)
     outside = (nu < low) | (nu > high)
     return [
         "; ".join(

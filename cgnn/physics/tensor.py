@@ -71,7 +71,7 @@ def reuss(tensor: ArrayLike) -> tuple[Array, Array]:
     Source: Hill, Proc. Phys. Soc. A 65, 349 (1952), doi:10.1088/0370-1298/65/5/307.
     """
     try:
-        a, b, c = _sums(np.linalg.inv(stiffness(tensor)))
+        a, b, c = _sums(np.asarray(np.linalg.inv(stiffness(tensor))))
     except np.linalg.LinAlgError:
         raise DataError("elastic tensor: can't be inverted: the crystal does not resist some strain") from None
     return 1 / (a + 2 * b), 15 / (4 * a - 4 * b + 3 * c)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cgnn.config import GraphConfig, ModelConfig
 from cgnn.data.dataset import EDGES_PER_BATCH
@@ -26,6 +27,7 @@ from cgnn.targets import Target
 from cgnn.train.trust.confidence import Confidence
 
 Labels = dict[str, NDArray[np.float64]]
+_Arrays = dict[str, NDArray[np.float64]]
 
 FAR = "far from training (novelty above 1)"
 """Flag of a crystal that lies beyond 99 % of the training crystals' own distances."""
@@ -211,13 +213,15 @@ class Network:
             return piece
         (fields,) = graphs.packed().fields
         atoms = np.array(graphs.atoms)
-        decoded, learned, features = self._decoded(fields, atoms, np.array(graphs.edges))
+        decoded, learned, spread, features = self._decoded(fields, atoms, np.array(graphs.edges))
         cuts = np.cumsum(atoms)[:-1]
         first = self._members[0]
         for target in first.targets:
             columns: Mapping[str, Any] = first.head(target.name).columns(decoded[target.name])
             spreads: Mapping[str, Any] = learned.get(target.name, {})
             columns = {**columns, **self._confidence.columns(target, spreads)}
+            if target.name in spread:
+                columns[f"{target.name}_spread"] = spread[target.name]
             if target.level == "atom":
                 columns, spreads = (
                     {name: np.split(values, cuts) for name, values in table.items()} for table in (columns, spreads)
@@ -240,8 +244,8 @@ class Network:
     @torch.no_grad()
     def _decoded(
         self, fields: Arrays, atoms: NDArray[np.int64], edges: NDArray[np.int64]
-    ) -> tuple[dict[str, NDArray[np.float64]], dict[str, dict[str, NDArray[np.float64]]], NDArray[np.float64]]:
-        """Return physical values by target, the fields of `Learned` by regression target, and the features (n, F)."""
+    ) -> tuple[_Arrays, dict[str, _Arrays], _Arrays, NDArray[np.float64]]:
+        """Return physical values by target, what `Combined` tells besides (as arrays), and the features (n, F)."""
         torch.set_flush_denormal(True)
         before = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -252,7 +256,7 @@ class Network:
             found = combined(self._folded, [m.outputs(*each) for m, each in zip(self._folded, seen, strict=True)])
             learned = {name: each.arrays() for name, each in found.learned.items()}
             features = seen[0][1].double().cpu().numpy()
-            return {name: values.cpu().numpy() for name, values in found.decoded.items()}, learned, features
+            return _on_host(found.decoded), learned, _on_host(found.spread), features
         finally:
             torch.set_num_threads(before)
 
@@ -281,6 +285,10 @@ class Forward:
     def __call__(self, block: Block) -> list[Piece]:
         """Return the predictions of a block, in pieces."""
         return [self.network.predict(graphs) for graphs in self.building.parts(block, EDGES_PER_BATCH)]
+
+
+def _on_host(tensors: Mapping[str, Tensor]) -> _Arrays:
+    return {name: values.cpu().numpy() for name, values in tensors.items()}
 
 
 def _unseen(numbers: Sequence[int]) -> str:

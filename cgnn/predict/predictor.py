@@ -121,6 +121,7 @@ class Predictor:
         engine: str = "serial",
         workers: int = 0,
         counter: Counter | None = None,
+        table_of: Callable[[Predictions], dict[str, Any]] | None = None,
     ) -> tuple[int, list[SetAside], dict[str, list[str]]]:
         """Predict a stream of crystals into a CSV or Parquet file.
 
@@ -132,6 +133,7 @@ class Predictor:
             engine: As for `stream`.
             workers: As for `stream`.
             counter: Is told how many more crystals are done.
+            table_of: Gives the columns of a table without units; by default all that is predicted, with units.
 
         Returns:
             Number of rows, the crystals set aside, and each flag with the ids of its crystals.
@@ -139,13 +141,14 @@ class Predictor:
         path = Path(path)
         rows, set_aside, flags = 0, [], dict[str, list[str]]()
         pieces = self._pieces(crystals, engine, workers, is_scored=False)
-        with TableWriter(path, self.units) as table, closing(pieces):
+        units = self.units if table_of is None else {}
+        with TableWriter(path, units) as table, closing(pieces):
             for piece, _ in pieces:
                 set_aside += piece.set_aside
                 for flag, ids in piece.flagged().items():
                     flags.setdefault(flag, []).extend(ids)
                 if len(piece):
-                    table.add(piece.table())
+                    table.add(piece.table() if table_of is None else table_of(piece))
                     rows += len(piece)
                 if counter:
                     counter(len(piece) + len(piece.set_aside))

@@ -160,6 +160,8 @@ def begin(config: Config, folder: Path, writes: bool, watch: Watch | None = None
         ConfigError: There is no data file.
         DataError: The data can't be used.
     """
+    if config.pu is not None:
+        raise ConfigError("pu: these settings are for positive and unlabelled crystals; use cgnn pu fit")
     if not config.data.path:
         raise ConfigError("data.path: not set; give the file, for example -o data.path=export.json.gz")
     dataset = CrystalDataset(prepare(config.data, config.graph, watch), config.targets)

@@ -22,6 +22,7 @@ _MODULI = {"k": "bulk_modulus", "g": "shear_modulus"}
 _FLAT_MODULUS = re.compile(r"(?:elasticity\.)?(log10\()?([kg])_(voigt|reuss|vrh)\)?", re.IGNORECASE)
 _MAX_DEPTH = 8
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}", re.ASCII)
+_ICSD = ("icsd", "icsd_id", "icsd_ids")
 _NOT_VALUES = frozenset({*STRUCTURE_NAMES, *OPTIMADE_NAMES, *ID_NAMES})
 
 
@@ -116,6 +117,8 @@ def read_crystal(document: Mapping[str, Any], columns: Columns) -> Crystal:
 def read_values(document: Mapping[str, Any], columns: Columns, sites: int) -> dict[str, Any]:
     """Return the columns a target may name: scalars, and lists of one number per atom.
 
+    A list of ICSD ids becomes one text, ids with commas between them.
+
     Nested keys are joined with dots. Moduli under the flat names people derive (``k_vrh``, ``log10(G_VRH)``) are
     also given under the Materials Project's (``bulk_modulus.vrh``, GPa).
 
@@ -139,10 +142,18 @@ def _flatten(node: Mapping[str, Any], prefix: str, sites: int, values: dict[str,
         if isinstance(value, dict):
             if depth:
                 _flatten(value, name + ".", sites, values, depth - 1)
-        elif value is None or isinstance(value, str | bool | int | float) or _is_per_atom(value, sites):
+            continue
+        if isinstance(value, list) and is_icsd(key):  # as many as there are, not one for each atom
+            value = ", ".join(map(str, value))
+        if value is None or isinstance(value, str | bool | int | float) or _is_per_atom(value, sites):
             if name in values:
                 raise CrystalError("duplicate_key", f"two columns are named {name[:80]!r}")
             values[name] = value
+
+
+def is_icsd(name: str) -> bool:
+    """Tell whether a column holds ids of the Inorganic Crystal Structure Database, by its name."""
+    return normal(name.rpartition(".")[2]) in _ICSD
 
 
 def _is_per_atom(value: Any, sites: int) -> bool:

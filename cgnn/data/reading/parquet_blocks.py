@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgnn.data.items import Block, Documents, Item, Source
-from cgnn.data.reading.documents import STRUCTURE_NAMES, Columns
+from cgnn.data.reading.documents import STRUCTURE_NAMES, Columns, is_icsd
 from cgnn.data.reading.file_names import stem
 from cgnn.data.reading.gate import build_crystal
 from cgnn.errors import CrystalError, DataError, unknown
@@ -116,7 +116,7 @@ def _wanted(schema: Any, columns: Columns, path: Path) -> list[str]:
     kept = []
     for column in schema:
         is_numbers = types.is_list(column.type) and types.is_floating(column.type.value_type)
-        is_nested = types.is_struct(column.type) or types.is_map(column.type) or is_numbers
+        is_nested = types.is_struct(column.type) or types.is_map(column.type) or is_numbers or is_icsd(column.name)
         if column.name in crystal | {"species"} or is_nested or any(check(column.type) for check in is_wanted):
             kept.append(column.name)
     return kept

@@ -29,6 +29,7 @@ from cgnn.model import CrystalGNN
 from cgnn.model.conv import BatchNorm
 from cgnn.train.checkpoint import MODEL_FILE, save_model
 from cgnn.train.engine import Stop, deferred_signals, engine, reproducible, seed
+from cgnn.train.ensembles.member import Member
 from cgnn.train.ensembles.side_by_side import Group
 from cgnn.train.loop import SCHEDULES, Average, Indices, model_info, order, validation_row
 from cgnn.train.metrics import Baseline
@@ -58,7 +59,7 @@ def fit_batched(group: Group) -> None:
         )
     with reproducible(group.config.train), deferred_signals() as stop:
         session = _Session(group, stop)
-        session.progress = session.state.restore(group.folder)  # type: ignore[assignment]
+        session.progress = session.state.restore(session.folder)  # type: ignore[assignment]
         session.run()
 
 
@@ -145,6 +146,7 @@ class _AllProgress(Progress):
 class _Session:
     def __init__(self, group: Group, stop: Stop) -> None:
         self.group, self.stop, self.settings = group, stop, group.config.train
+        self.folder = group.folder / group.shared
         self.fabric = engine(self.settings)
         self.device = self.fabric.device
         group.dataset.to(self.device)
@@ -297,7 +299,7 @@ class _Session:
             standing["best_score"] = row.get("val_score", math.inf)
             standing["best_epoch"] = self.progress.epoch
             member, group = self.group.members[number], self.group
-            info = model_info(group.config, group.dataset, group.parts, self.baselines, row, member)
+            info = model_info(group.config, group.dataset, group.parts_of(member), self.baselines, row, member)
             save_model(self._place(number) / "best" / MODEL_FILE, [self.stacked.member(self.evaluated, number)], info)
         patience = self.settings.patience
         is_out = patience is not None and self.progress.epoch - standing["best_epoch"] >= patience
@@ -323,13 +325,19 @@ class _Session:
         return [
             validation_row(
                 self.stacked.template,
-                {name: values[number] for name, values in raw.items()},
-                labels,
+                {name: values[number][rows] for name, values in raw.items()},
+                {name: values[rows] for name, values in labels.items()},
                 self.settings.loss,
                 self.baselines,
             )
-            for number in range(self.stacked.size)
+            for number, rows in enumerate(map(self._own_rows, self.group.members))
         ]
+
+    def _own_rows(self, member: Member) -> Any:
+        """Return the rows of the validation part that are a member's own; a slice for all of them."""
+        if member.parts is None:
+            return slice(None)
+        return np.flatnonzero(np.isin(self.group.parts["val"], member.parts["val"]))
 
     def _place(self, number: int) -> Path:
         return self.group.folder / str(self.group.members[number].number)
@@ -338,7 +346,7 @@ class _Session:
         for number, standing in enumerate(self.progress.members):
             rows = b"".join(orjson.dumps(row) + b"\n" for row in standing["history"])
             write_bytes(self._place(number) / "history.jsonl", rows)
-        self.state.save(self.group.folder, self.progress)
+        self.state.save(self.folder, self.progress)
 
 
 def _full(values: Tensor) -> Tensor:

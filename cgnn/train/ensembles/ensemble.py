@@ -20,6 +20,7 @@ from cgnn.files import write_json
 from cgnn.train.checkpoint import MODEL_FILE, ModelInfo, load_model, save_model
 from cgnn.train.ensembles.batched import can_batch, fit_batched
 from cgnn.train.ensembles.member import ENSEMBLES, Member
+from cgnn.train.ensembles.on_cluster import on_ray
 from cgnn.train.ensembles.side_by_side import Group, Report, in_processes, one_by_one
 from cgnn.train.loop import in_history
 from cgnn.train.run import ENSEMBLE_FILE, Divided, Run, begin, check_folder, has_state, method_of, score
@@ -29,9 +30,10 @@ SIDE_BY_SIDE: dict[str, Callable[[Group], None]] = {
     "serial": one_by_one,
     "processes": in_processes,
     "batched": fit_batched,
+    "ray": on_ray,
 }
-"""How members are fitted side by side; all go on where the members stand. The first two give the same bits, the
-last the same numbers but for rounding."""
+"""How members are fitted side by side; all go on where the members stand. ``serial``, ``processes`` and ``ray`` (a
+cluster) give the same bits, ``batched`` the same numbers but for rounding."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,11 +49,22 @@ class Member(Method):
         counts: How much each crystal of the data set counts in its loss (n,), such as how often a bootstrap drew
             it; crystals that count nothing still shape the statistics of batch normalisations. None for one each.
         way: The way of learning that all members share, such as a transfer; by default the plain one.
+        parts: What it is fitted on, where that is not what the others are: indices under ``train`` and ``val``. Members
+            that are fitted at once (batched) have the same ``train``, from which their counts choose.
     """
 
-    def __init__(self, number: int, seed: int, counts: Counts | None = None, way: Method | None = None) -> None:
-        self.number, self.seed, self.counts, self.way = number, seed, counts, way or Method()
+    def __init__(
+        self,
+        number: int,
+        seed: int,
+        counts: Counts | None = None,
+        way: Method | None = None,
+        parts: dict[str, Indices] | None = None,
+    ) -> None:
+        self.number, self.seed, self.counts, self.way, self.parts = number, seed, counts, way or Method(), parts
         drawn = "" if counts is None else hashlib.sha256(counts.tobytes()).hexdigest()
+        if parts is not None:
+            drawn += " " + " ".join(hashlib.sha256(parts[name].tobytes()).hexdigest() for name in sorted(parts))
         self.key = f"member {number} {drawn} {self.way.key}"
         self.source = self.way.source
 
@@ -74,6 +86,10 @@ class Member(Method):
     def loss(self, step: Step) -> Tensor:
         """Return the loss of a step, in which crystals count as they were drawn."""
         if self.counts is None:
-            return super().loss(step)
+            return self.way.loss(step)
         weights = torch.from_numpy(self.counts[step.crystals]).to(step.batch.z.device)
         return step.model.loss(step.forward(step.batch), step.batch, step.settings.loss, weights)
+
+    def validate(self, model: CrystalGNN, batches: Iterable[Any]) -> dict[str, float] | None:
+        """Return what the shared way tells of the validation part."""
+        return self.way.validate(model, batches)

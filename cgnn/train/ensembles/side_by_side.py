@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +29,21 @@ from cgnn.train.ensembles.member import Member
 from cgnn.train.loop import Indices, fit
 
 Report = Callable[[dict[str, float]], None]
+Parts = dict[str, Indices]
+Work = Callable[[Config, CrystalDataset, Parts, Path, Report | None, Member], None]
+"""Fits a member in its folder, or goes on there; what is sent to a process must be a function of a module."""
+
+
+def fit_alone(
+    config: Config, dataset: CrystalDataset, parts: Parts, folder: Path, report: Report | None, member: Member
+) -> None:
+    """Fit a member."""
+    fit(config, dataset, parts, folder, True, report, member)
+
+
+def reopened(config: Config) -> CrystalDataset:
+    """Return the data set of some settings."""
+    return CrystalDataset(prepare(config.data, config.graph), config.targets)
 
 
 @dataclass(frozen=True)
@@ -43,23 +58,47 @@ class Group:
         members: The members.
         workers: Number of processes; 0 means one for each processor that this process may use.
         report: Gives, for a member, what is called with each epoch's row.
+        work: What is done for a member that is not fitted at once with others.
+        reopen: Gives the same data set in another process.
+        retries: How often a member whose process died is taken up again.
+        enough: Is told the number of each member that is done, in any order; whether no more are wanted. Those at
+            work then save their states.
+        shared: Where, below the folder, the state of members lies that are fitted at once.
     """
 
     config: Config
     dataset: CrystalDataset
-    parts: dict[str, Indices]
+    parts: Parts
     folder: Path
     members: tuple[Member, ...]
     workers: int = 0
     report: Callable[[int], Report] | None = None
+    work: Work = fit_alone
+    reopen: Callable[[Config], CrystalDataset] = reopened
+    retries: int = 0
+    enough: Callable[[int], bool] | None = None
+    shared: str = ""
+
+    def parts_of(self, member: Member) -> Parts:
+        """Return what a member is fitted on."""
+        return self.parts if member.parts is None else member.parts
+
+    def do(self, member: Member) -> None:
+        """Do the work of a member in this process."""
+        report = self.report(member.number) if self.report else None
+        self.work(self.config, self.dataset, self.parts_of(member), self.folder / str(member.number), report, member)
+
+    def has_enough(self, member: Member) -> bool:
+        """Note that a member is done; tell whether no more are wanted."""
+        return self.enough is not None and self.enough(member.number)
 
 
 def one_by_one(group: Group) -> None:
     """Fit members one after another; go on where they stand."""
     for member in group.members:
-        report = group.report(member.number) if group.report else None
-        place = group.folder / str(member.number)
-        fit(group.config, group.dataset, group.parts, place, True, report, member)
+        group.do(member)
+        if group.has_enough(member):
+            return
 
 
 def in_processes(group: Group) -> None:
@@ -69,17 +108,20 @@ def in_processes(group: Group) -> None:
 
     Raises:
         Stopped: A signal arrived; the states are saved.
-        WorkerError: A process died.
+        WorkerError: A process died, and as many for the same member before as may.
     """
     waiting = deque(member for member in group.members if not _is_finished(group, member))
+    has_enough = [group.has_enough(member) for member in group.members if member not in waiting]
+    if any(has_enough):
+        return
     size = group.workers or processors()
-    crew = _Crew(group)
+    crew = _Crew(group, waiting)
     with deferred_signals() as stop:
         try:
             while waiting or crew.running:
                 while waiting and len(crew.running) < size and not stop.number:
                     crew.start(waiting.popleft())
-                if stop.number or crew.error:
+                if stop.number or crew.error or crew.has_enough:
                     waiting.clear()
                     crew.stop()
                 crew.hear()
@@ -96,7 +138,7 @@ def _is_finished(group: Group, member: Member) -> bool:
     state = group.folder / str(member.number) / "last" / STATE_FILE
     if not state.exists() or not read_tensors(state)[1].get("progress", {}).get("finished"):
         return False
-    fit(group.config, group.dataset, group.parts, state.parents[1], True, method=member)
+    group.do(member)
     return True
 
 
@@ -105,9 +147,11 @@ class _Job:
     """What a process is told: everything else it reads itself."""
 
     config: Config
-    parts: dict[str, Indices]
+    parts: Parts
     folder: Path
     member: Member
+    work: Work
+    reopen: Callable[[Config], CrystalDataset]
     environment: dict[str, str]
 
 
@@ -116,12 +160,15 @@ class _Crew:
 
     Args:
         group: The members.
+        waiting: Those that have their turn later; one whose process died may come back to it.
     """
 
-    def __init__(self, group: Group) -> None:
-        self.group = group
+    def __init__(self, group: Group, waiting: deque[Member]) -> None:
+        self.group, self.waiting = group, waiting
         self.running: dict[Connection, tuple[Member, Any]] = {}
         self.error: Exception | None = None
+        self.has_enough = False
+        self._deaths: Counter[int] = Counter()
         # forked from a server that has imported this module, which saves seconds for each
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
@@ -131,7 +178,8 @@ class _Crew:
         ours, theirs = self._context.Pipe()
         folder = self.group.folder / str(member.number)
         environment = {name: value for name, value in os.environ.items() if name.startswith("CGNN_")}
-        job = _Job(self.group.config, self.group.parts, folder, member, environment)
+        group = self.group
+        job = _Job(group.config, group.parts_of(member), folder, member, group.work, group.reopen, environment)
         process = self._context.Process(target=_work, args=(theirs, job), daemon=True)
         with without_script():
             process.start()
@@ -157,17 +205,26 @@ class _Crew:
                 process.join()
                 self._end(connection)
                 if not self._is_stopping:
-                    self.error = WorkerError(
-                        f"member {member.number}: its process ended with exit code {process.exitcode}; "
-                        "--resume goes on with fewer --workers, if it was for want of memory"
-                    )
+                    self._note_death(member, process.exitcode)
                 continue
             if kind == "row" and self.group.report:
                 self.group.report(member.number)(value)
-            elif kind == "end":
+            elif kind in ("done", "end"):
                 self.error = self.error or value
                 process.join()
                 self._end(connection)
+                if kind == "done":
+                    self.has_enough = self.group.has_enough(member) or self.has_enough
+
+    def _note_death(self, member: Member, code: int | None) -> None:
+        """Take a member up again from its last state; give up when that was done often enough."""
+        what = f"member {member.number}: its process ended with exit code {code}"
+        self._deaths[member.number] += 1
+        if self._deaths[member.number] > self.group.retries:
+            self.error = WorkerError(f"{what}; --resume goes on with fewer --workers, if it was for want of memory")
+            return
+        warnings.warn(f"{what}; it is taken up again", stacklevel=2)
+        self.waiting.appendleft(member)
 
     def close(self) -> None:
         """End at once those that are left."""
@@ -194,17 +251,18 @@ def _work(connection: Connection, job: _Job) -> None:
     threading.Thread(target=_listen, args=(connection,), daemon=True).start()
     warnings.simplefilter("ignore")  # the parent has warned
     error: Exception | None = None
+    kind = "end"
     try:
-        dataset = CrystalDataset(prepare(job.config.data, job.config.graph), job.config.targets)
         report: Report = lambda row: _send(connection, ("row", row))  # noqa: E731
-        fit(job.config, dataset, job.parts, job.folder, True, report, job.member)
+        job.work(job.config, job.reopen(job.config), job.parts, job.folder, report, job.member)
+        kind = "done"
     except Stopped:
         pass
     except CgnnError as caught:
         error = type(caught)(f"member {job.member.number}: {caught}")
     except Exception:
         error = RuntimeError(f"in member {job.member.number}: {traceback.format_exc()}")
-    _send(connection, ("end", error))
+    _send(connection, (kind, error))
 
 
 def _listen(connection: Connection) -> None:
