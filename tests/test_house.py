@@ -89,6 +89,7 @@ def test_nothing_is_unpickled_or_evaluated(file: Path) -> None:
         "train/trust",
         "train/ways",
         "plots",
+        "screen",
     ],
 )
 def test_faces_are_narrow(package: str) -> None:
