@@ -125,10 +125,11 @@ class Ending:
     def _pass(self, bound: Bound, ended: Ended) -> None:
         """Lead the crystals that are left through one stage."""
         chunk = ended.chunk
+        reasons, order = Reasons(), None
         if bound.step is None:
-            reasons, order = _repeated(chunk, bound.settings.by), None
-        else:
-            reasons = bound.step.apply(chunk) if len(chunk) else {}
+            reasons = _repeated(chunk, bound.settings.by)
+        elif len(chunk):  # without crystals a step leaves no columns
+            reasons = bound.step.apply(chunk)
             order = _ordered(chunk, bound.step, reasons) if isinstance(bound.step, Score) else None
         for row, reason in reasons.items():
             ended.fates[ended.places[row]] = (bound.settings.name, reason)

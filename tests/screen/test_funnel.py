@@ -365,3 +365,13 @@ def test_screen_in_one_call(blocks: list[Finished], tmp_path: Path) -> None:
     assert "not ranked: metal" in Screening.load(tmp_path / "kept").why("crystal-0")
     with pytest.raises(ConfigError, match="unknown column 'hardness'"):
         screen(structures, rules="hardness > 3")
+
+
+def test_a_screen_may_end_with_nothing(blocks: list[Finished], tmp_path: Path) -> None:
+    nothing = {"kind": "filter", "rule": "num_atoms > 1000000", "name": "nothing"}
+    stages = [PREDICT, DERIVE, nothing, *STAGES[3:]]
+    found = Funnel(settings(*stages), "cpu").run(blocks, tmp_path / "empty", engine="serial")
+    assert len(found.table) == 0
+    left = {count["stage"]: count["after"] for count in found.counts}
+    assert left["predict"] > 0
+    assert {left["nothing"], left["Debye"], left["light"], found.counts[-1]["after"]} == {0}
