@@ -126,6 +126,10 @@ class ModelConfig(_Strict):
     """Normalisation of the summed messages, an entry of ``cgnn.model.conv.NORMS``."""
     activation: str = "softplus"
     residual: bool = True
+    remedy: str = "none"
+    """What is done against the ills of depth, an entry of ``cgnn.model.remedies.REMEDIES``."""
+    remedy_strength: float | None = Field(default=None, ge=0, le=1)
+    """From 0, nothing, to 1; by default the remedy's usual strength."""
     pooling: str = "mean"
     """An entry of ``cgnn.model.network.POOLINGS``."""
     descriptors: tuple[str, ...] = ()
