@@ -61,7 +61,7 @@ def test_a_run_goes_on_bit_for_bit_and_the_model_holds_no_head(config, tmp_path)
     def kill(row):
         raise Killed
 
-    with pytest.raises(Killed, match="^$"):
+    with pytest.raises(Killed, match=r"^$"):
         train(config, tmp_path / "killed", report=kill)
     run = train(config, tmp_path / "killed", resume=True)
     assert run.model_file.read_bytes() == whole.model_file.read_bytes()
