@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cgnn.errors import ConfigError, nearest
 from cgnn.targets import Target
+from cgnn.yaml_text import Dumper, parse_yaml
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -257,59 +259,6 @@ class Config(_Strict):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: ``1e-3`` is a number, ``No`` is text (nobelium), keys may not repeat."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that either version of YAML would take for a number."""
-
-
-_FLOAT = re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$")
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith(("null", "merge"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for key, (key_node, _) in zip(keys, node.value, strict=True):
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no text", key_node.start_mark)
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark)
-    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-
-
-def parse_yaml(text: str, source: str = "settings") -> Any:
-    """Return the value of a YAML text; aliases, repeated keys and tags of Python are refused.
-
-    Raises:
-        ConfigError: The text is no plain YAML; names ``source`` and the place.
-    """
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise ConfigError(f"{source}: YAML aliases (*name) are not allowed")
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{source}: not valid YAML: {_yaml_problem(error)}") from None
-
-
-def _yaml_problem(error: Exception) -> str:
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return " ".join(str(error).split())
-    mark = error.problem_mark
-    return f"{error.problem or error.context} (line {mark.line + 1}, column {mark.column + 1})"
-
-
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file and apply overrides such as ``model.depth=8``.
 
@@ -317,29 +266,40 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         ConfigError: No such file, no YAML, an unknown key, a wrong type or an impossible pair;
             the message holds the dotted path and the nearest spelling.
     """
+    return load_as(Config, path, overrides)
+
+
+def load_as(model: type[M], path: str | Path, overrides: Iterable[str] = ()) -> M:
+    """Read a YAML file as other settings than those of a run; the rest is as for `load`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: could not be read: {getattr(error, 'strerror', None) or error}") from None
-    return build(parse_yaml(text, str(path)), overrides, str(path))
+    return build_as(model, parse_yaml(text, str(path)), overrides, str(path))
 
 
 def build(values: Any, overrides: Iterable[str] = (), source: str = "settings") -> Config:
     """Return checked settings from plain values (dicts, lists, numbers, text)."""
+    return build_as(Config, values, overrides, source)
+
+
+def build_as(model: type[M], values: Any, overrides: Iterable[str] = (), source: str = "settings") -> M:
+    """Return checked settings of any strict model from plain values."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{source}: expected keys such as 'targets' and 'data', got {type(values).__name__}")
+        keys = " and ".join(map(repr, list(model.model_fields)[:2]))
+        raise ConfigError(f"{source}: expected keys such as {keys}, got {type(values).__name__}")
     tree = _plain(values)
     for override in overrides:
         _apply(tree, override)
     try:
-        return Config.model_validate(_tuples(tree))
+        return model.model_validate(_tuples(tree))
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{source}: {line}" for line in _explain(error))) from None
+        raise ConfigError("\n".join(f"{source}: {line}" for line in _explain(error, model))) from None
 
 
-def dump(config: Config) -> str:
+def dump(config: BaseModel) -> str:
     """Return the resolved settings as YAML that ``load`` reads back to an equal `Config`."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
@@ -414,7 +374,7 @@ _TEXT, _LIST = "str", "tuple[str, ...]"
 _SINGLE = (str, int, float, type(None))
 
 
-def _explain(error: ValidationError) -> Iterable[str]:
+def _explain(error: ValidationError, model: type[BaseModel]) -> Iterable[str]:
     problems = error.errors()
     for problem in problems:
         if problem["type"] == "too_short" and len(problems) > 1 and _LIST not in problem["loc"]:
@@ -425,9 +385,10 @@ def _explain(error: ValidationError) -> Iterable[str]:
         if _TEXT in problem["loc"] and not isinstance(problem["input"], _SINGLE):
             continue  # a list, in which something else is wrong
         if problem["type"] == "extra_forbidden":
-            guess = nearest(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]))
+            known = _known_keys(problem["loc"][:-1], model)
+            guess = nearest(str(problem["loc"][-1]), known)
             hint = f"; did you mean {guess!r}?" if guess else ""
-            yield f"{path}: unknown key{hint} (known: {', '.join(_known_keys(problem['loc'][:-1]))})"
+            yield f"{path}: unknown key{hint} (known: {', '.join(known)})"
         elif problem["type"] == "missing":
             yield f"{path}: missing"
         else:
@@ -437,10 +398,20 @@ def _explain(error: ValidationError) -> Iterable[str]:
             yield f"{path or 'settings'}: {message}{got}"
 
 
-def _known_keys(path: tuple[int | str, ...]) -> list[str]:
-    model: Any = Config
+def _known_keys(path: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    """Return the keys at a place of the settings; where one of several kinds may stand, the place names it."""
+    kinds = [model]
     for part in path:
-        annotation: Any = Target if isinstance(part, int) else model.model_fields[part].annotation
-        # a section that may be left out: the one of its two types that has keys
-        model = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
-    return list(model.model_fields)
+        found = [kind.model_fields[part].annotation for kind in kinds if part in kind.model_fields]
+        if found:
+            kinds = [kind for annotation in found for kind in _models(annotation)]
+        elif isinstance(part, str):
+            kinds = [kind for kind in kinds if part in get_args(kind.model_fields["kind"].annotation)]
+    return [key for kind in kinds for key in kind.model_fields]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models with keys that a type is made of, such as a section that may be left out."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [kind for part in get_args(annotation) for kind in _models(part)]

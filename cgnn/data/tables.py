@@ -87,11 +87,11 @@ def _text(value: Any) -> str:
 
 def write_set_aside(path: str | Path, crystals: Iterable[SetAside]) -> None:
     """Write the crystals that were set aside, with stage, code and reason, as CSV."""
-    rows = [{name: _harmless(text) for name, text in asdict(crystal).items()} for crystal in crystals]
+    rows = [{name: harmless(text) for name, text in asdict(crystal).items()} for crystal in crystals]
     with TableWriter(path, {}) as table:
         table.add({field.name: [row[field.name] for row in rows] for field in fields(SetAside)})
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Return a text that a spreadsheet takes for a text: file names may start like a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
