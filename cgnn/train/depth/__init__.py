@@ -1,0 +1,6 @@
+"""Depth: what it buys, what it costs, and why."""
+
+from cgnn.train.depth.study import Study, depth_study
+from cgnn.train.depth.verdict import Verdict, verdicts
+
+__all__ = ["Study", "Verdict", "depth_study", "verdicts"]
