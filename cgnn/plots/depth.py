@@ -22,8 +22,8 @@ MEASURE_TITLES = {
 }
 STEP_TITLES = {
     "gradient_start": "gradient in the first step",
-    "gradient": "gradient, mean over the epochs",
-    "update": "update over weight, mean over the epochs",
+    "gradient": "gradient, mean of the epochs",
+    "update": "update over weight, mean of them",
 }
 _SMALLEST = 1e-12
 """Where a logarithmic axis ends: smaller values are rounding."""
@@ -91,6 +91,7 @@ def _against_layer(
             for (remedy, mine), color in zip(_by(chosen, "remedy").items(), colors(), strict=False):
                 _line(panel, mine, name, remedy, color, is_log(name))
             panel.set(xlabel="layer", title=title)
+            panel.xaxis.get_major_locator().set_params(integer=True)
             if is_log(name) and panel.has_data():
                 plain_log(panel, "y")
         panels[0].legend()
