@@ -106,7 +106,7 @@ def effective_rank(atoms: Atoms) -> Tensor:
     starts = sizes.cumsum(0) - sizes
     order = torch.argsort(atoms.crystal, stable=True)
     rank = atoms.h.new_zeros(atoms.crystals)
-    for size in sizes.unique().tolist():  # crystals of one size are decomposed at once
+    for size in sorted(set(sizes.tolist())):  # crystals of one size are decomposed at once
         if not size:
             continue
         which = torch.nonzero(sizes == size)[:, 0]
@@ -194,7 +194,8 @@ class LayerWatch:
         for number, layer in enumerate(self._layers):
             for parameter in layer:
                 if parameter.requires_grad:
-                    self._handles.append(parameter.register_post_accumulate_grad_hook(self._noting(number)))
+                    handle = parameter.register_post_accumulate_grad_hook(self._noting(number))  # type: ignore[no-untyped-call]
+                    self._handles.append(handle)
 
     def end(self) -> list[dict[str, float]]:
         """Return for each layer ``gradient``, the norm, and ``update``, that of the step over that of the weights."""
