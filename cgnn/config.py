@@ -245,7 +245,7 @@ class DepthConfig(_Strict):
     """Seeds of weights and order; the split is the same for all."""
     fixed: Literal["width", "parameters"] = "width"
     """What all networks have in common with the one of ``model``; for ``parameters`` the width follows the depth."""
-    crystals: int = Field(default=200, ge=1)
+    crystals: int = Field(default=100, ge=1)
     """Crystals with inequivalent sites on which the layers are measured."""
 
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +25,12 @@ from cgnn.model.embed import envelope
 from cgnn.model.network import CrystalGNN
 
 
-class Atoms(NamedTuple):
+@dataclass(frozen=True)
+class Atoms:
     """Features of atoms, and how the atoms hang together.
 
     Args:
-        h: Features (N, F), double precision.
+        h: Features (N, F).
         crystal: Crystal of each atom (N,).
         crystals: Number of crystals B.
         edge_index: Source and target atoms (2, E).
@@ -46,6 +49,19 @@ class Atoms(NamedTuple):
         sizes = torch.bincount(self.crystal, minlength=self.crystals).clamp(min=1)
         return total / sizes.view(-1, *[1] * (values.ndim - 1))
 
+    @cached_property
+    def energy(self) -> Tensor:
+        """Dirichlet energy of each crystal (B,); two measures need it, and it is the costly part of both."""
+        source, target = self.edge_index
+        # in the network's own precision, in which the difference of close numbers is exact
+        steps = (self.h.index_select(0, source) - self.h.index_select(0, target)).square().sum(1).double()
+        return self.mean(self.double.new_zeros(len(self.h)).index_add(0, target, self.weight * steps))
+
+    @cached_property
+    def double(self) -> Tensor:
+        """The features in double precision: where atoms have become alike, the difference of two is what matters."""
+        return self.h.double()
+
 
 def dirichlet(atoms: Atoms) -> Tensor:
     r"""Return the root of the Dirichlet energy of each crystal (B,).
@@ -57,9 +73,7 @@ def dirichlet(atoms: Atoms) -> Tensor:
     Source: Rusch, Bronstein and Mishra, A survey on oversmoothing in graph neural networks, arXiv:2303.10993, eq. 3,
         there with unit weights.
     """
-    source, target = atoms.edge_index
-    steps = (atoms.h.index_select(0, source) - atoms.h.index_select(0, target)).square().sum(1)
-    return atoms.mean(atoms.h.new_zeros(len(atoms.h)).index_add(0, target, atoms.weight * steps)).sqrt()
+    return atoms.energy.sqrt()
 
 
 def relative_dirichlet(atoms: Atoms) -> Tensor:
@@ -70,7 +84,7 @@ def relative_dirichlet(atoms: Atoms) -> Tensor:
     Source: Zhang et al., Rethinking oversmoothing in GNNs: a rank-based perspective, arXiv:2502.04591, who say why
         the energy alone is not enough.
     """
-    size = atoms.mean(atoms.h.square().sum(1)).sqrt()
+    size = atoms.mean(atoms.double.square().sum(1)).sqrt()
     return torch.where(size > 0, dirichlet(atoms) / size.clamp(min=torch.finfo(size.dtype).tiny), 0.0)
 
 
@@ -87,7 +101,7 @@ def mean_average_distance(atoms: Atoms) -> Tensor:
     Source: Chen et al., Measuring and relieving the over-smoothing problem for graph neural networks from the
         topological view, AAAI 2020, arXiv:1909.03211, eq. 1 to 4.
     """
-    unit = nn.functional.normalize(atoms.h, dim=1, eps=torch.finfo(atoms.h.dtype).tiny)
+    unit = nn.functional.normalize(atoms.double, dim=1, eps=torch.finfo(torch.float64).tiny)
     away = unit - atoms.mean(unit).index_select(0, atoms.crystal)
     return atoms.mean(away.square().sum(1))
 
@@ -97,7 +111,8 @@ def effective_rank(atoms: Atoms) -> Tensor:
 
     .. math:: \exp\Big(-\sum_k p_k \ln p_k\Big), \quad p_k = \sigma_k / \textstyle\sum_l \sigma_l
 
-    with the singular values of the (N, F) matrix, which is not centred; zero for a matrix of zeros.
+    with the singular values of the (N, F) matrix, which is not centred; zero for a matrix of zeros. Values below
+    1e-7 of the largest, what single precision knows, count as zero.
 
     Source: Roy and Vetterli, The effective rank: a measure of effective dimensionality, EUSIPCO 2007; used for
         over-smoothing by Zhang et al., arXiv:2502.04591.
@@ -105,17 +120,24 @@ def effective_rank(atoms: Atoms) -> Tensor:
     sizes = torch.bincount(atoms.crystal, minlength=atoms.crystals)
     starts = sizes.cumsum(0) - sizes
     order = torch.argsort(atoms.crystal, stable=True)
-    rank = atoms.h.new_zeros(atoms.crystals)
+    rank = atoms.double.new_zeros(atoms.crystals)
     for size in sorted(set(sizes.tolist())):  # crystals of one size are decomposed at once
         if not size:
             continue
         which = torch.nonzero(sizes == size)[:, 0]
         rows = order[starts[which, None] + torch.arange(size, device=which.device)]
-        values = torch.linalg.svdvals(atoms.h[rows])
+        values = _singular_values(atoms.double[rows])
         total = values.sum(1, keepdim=True)
         share = values / total.clamp(min=torch.finfo(values.dtype).tiny)
         rank[which] = torch.where(total[:, 0] > 0, torch.special.entr(share).sum(1).exp(), 0.0)
     return rank
+
+
+def _singular_values(matrices: Tensor) -> Tensor:
+    """Return the singular values (b, min(N, F)) of matrices (b, N, F), as roots of eigenvalues: that is faster."""
+    narrow = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    squares = torch.linalg.eigvalsh(narrow @ narrow.mT)
+    return torch.where(squares > 1e-14 * squares[:, -1:], squares, 0.0).sqrt()
 
 
 MEASURES: dict[str, Callable[[Atoms], Tensor]] = {
@@ -156,15 +178,10 @@ def smoothness(model: CrystalGNN, batches: Iterable[Any]) -> dict[str, Tensor]:
         with watched(model) as layers:
             model.atom_features(batch)
         weight = envelope(distances(batch), batch.reach.index_select(0, batch.edge_index[1]))
+        found = [Atoms(h, batch.batch, batch.num_graphs, batch.edge_index, weight.double()) for h in layers]
         for name, measure in MEASURES.items():
-            values = [measure(_atoms(h, batch, weight)) for h in layers]
-            parts[name].append(torch.stack(values))
+            parts[name].append(torch.stack([measure(atoms) for atoms in found]))
     return {name: torch.cat(values, dim=1) for name, values in parts.items()}
-
-
-def _atoms(h: Tensor, batch: Any, weight: Tensor) -> Atoms:
-    # in double precision: where atoms have become alike, the difference of two is what matters
-    return Atoms(h.double(), batch.batch, batch.num_graphs, batch.edge_index, weight.double())
 
 
 def layer_parameters(model: CrystalGNN) -> list[list[nn.Parameter]]:

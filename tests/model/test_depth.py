@@ -1,5 +1,7 @@
 """Measures of over-smoothing against closed forms, against plain numpy crystal by crystal, and hung on a network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -105,7 +107,7 @@ def several(rng):
     )
     h = torch.from_numpy(rng.normal(size=(16, 5)) + 0.5)
     weight = torch.from_numpy(rng.uniform(size=index.shape[1]))
-    return together(h, torch.from_numpy(index), sizes)._replace(weight=weight)
+    return replace(together(h, torch.from_numpy(index), sizes), weight=weight)
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -124,24 +126,24 @@ def test_against_plain_numpy_crystal_by_crystal(name, several):
 def test_order_of_atoms_and_turned_features_do_not_matter(name, several, rng):
     order = torch.from_numpy(rng.permutation(16))
     place = torch.argsort(order)
-    shuffled = several._replace(
-        h=several.h[order], crystal=several.crystal[order], edge_index=place[several.edge_index]
+    shuffled = replace(
+        several, h=several.h[order], crystal=several.crystal[order], edge_index=place[several.edge_index]
     )
     torch.testing.assert_close(MEASURES[name](shuffled), MEASURES[name](several), rtol=1e-11, atol=1e-12)
     turn = torch.from_numpy(np.linalg.qr(rng.normal(size=(5, 5)))[0])
-    turned = several._replace(h=several.h @ turn)
+    turned = replace(several, h=several.h @ turn)
     torch.testing.assert_close(MEASURES[name](turned), MEASURES[name](several), rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["relative_dirichlet", "mad", "effective_rank"])
 def test_the_size_of_the_features_does_not_matter(name, several):
-    larger = several._replace(h=1e3 * several.h)
+    larger = replace(several, h=1e3 * several.h)
     torch.testing.assert_close(MEASURES[name](larger), MEASURES[name](several), rtol=1e-12, atol=1e-12)
 
 
 def test_equal_features_are_smooth_and_none_are_no_fault(several):
-    equal = several._replace(h=several.h[:1].expand(16, -1).contiguous())
-    nothing = several._replace(h=torch.zeros_like(several.h))
+    equal = replace(several, h=several.h[:1].expand(16, -1).contiguous())
+    nothing = replace(several, h=torch.zeros_like(several.h))
     for name, measure in MEASURES.items():
         expected = 1.0 if name == "effective_rank" else 0.0
         torch.testing.assert_close(measure(equal), torch.full((4,), expected).double(), rtol=0, atol=1e-12)
@@ -193,7 +195,8 @@ def test_layers_crystal_by_crystal(batch):
     weight = (1 - (distances(batch) / batch.reach[batch.edge_index[1]]).clamp(max=1) ** 4) ** 2
     h = model.atom_features(batch).detach().double()
     expected = dirichlet(Atoms(h, batch.batch, 3, batch.edge_index, weight))
-    torch.testing.assert_close(found["dirichlet"][-1, :3], expected, rtol=1e-12, atol=0)
+    # differences of single precision, summed in double
+    torch.testing.assert_close(found["dirichlet"][-1, :3], expected, rtol=1e-6, atol=0)
 
 
 def test_a_turned_crystal_and_a_larger_cell_measure_the_same():
