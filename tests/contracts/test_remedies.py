@@ -138,6 +138,18 @@ def test_the_compiled_kernels_stay_in_use(remedy, settings, batch, monkeypatch):
     called(model.train(), batch)["energy"].sum().backward()
 
 
+def test_folded_and_loaded_networks_predict_the_same(remedy, batch):
+    model = network(remedy)
+    for _ in range(3):
+        called(model.train(), batch)
+    expected = model.eval()(batch)["energy"]
+    torch.testing.assert_close(model.folded()(batch)["energy"], expected, rtol=1e-4, atol=1e-5)
+    with torch.device("meta"):  # as a model file is read
+        twin = CrystalGNN(model.config, TARGETS)
+    twin.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(twin.eval()(batch)["energy"], expected)
+
+
 # Formulas
 
 
