@@ -15,7 +15,7 @@ from cgnn.model import CrystalGNN
 from cgnn.model.depth import MEASURES, smoothness
 from cgnn.train import Run, train
 from cgnn.train.checkpoint import load_model
-from cgnn.train.depth import depth_study, verdicts
+from cgnn.train.depth import cures, depth_study, verdicts
 from cgnn.train.depth.study import parameters, planned, width_for
 from cgnn.train.depth.watch import LAYERS_FILE, measurable, read_layers, watching
 
@@ -263,3 +263,16 @@ def test_one_depth_or_one_seed_is_no_fault():
     (verdict,) = verdicts(table((0.9,), (0.5,), depths=(3,), seeds=1), ["y"])
     assert verdict.text() == "y, residual: one depth only, error 0.8982"
     json.dumps(vars(verdict), allow_nan=False)
+
+
+def test_what_remedies_reach_beside_the_best_that_is_shallower():
+    plain, cured = table((1.0, 0.9, 1.2), (0.5, 0.5, 0.5)), table((1.0, 0.95, 0.918), (0.5, 0.5, 0.5))
+    rows = [*plain, *({**row, "remedy": "jumping"} for row in cured)]
+    (cure,) = cures(rows, ["y"])
+    assert cure.errors == pytest.approx({"residual": 1.2, "jumping": 0.918}, rel=1e-12)
+    assert cure.shallow == ("residual", 4)
+    assert cure.text() == (
+        "y at 16 layers: jumping is best (0.918), +2.0% against the best that is shallower (residual, 4 layers, 0.9)"
+    )
+    assert [each.depth for each in cures(table((1, 1, 1), (1, 1, 1), depths=(2, 8, 9)), ["y"])] == [8, 9]
+    assert cures(table((0.9,), (0.5,), depths=(3,)), ["y"]) == []

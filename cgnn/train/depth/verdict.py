@@ -151,3 +151,57 @@ def _mean(rows: Sequence[Row], depth: int, layer: int, name: str) -> float:
 
 def _ratio(value: float, other: float) -> float:
     return float(value / other) if other else float("nan")
+
+
+@dataclass(frozen=True)
+class Cure:
+    """What the remedies reach at one depth, beside the best of all that are shallower.
+
+    Args:
+        target: Name of the target.
+        depth: The depth.
+        errors: Remedy -> mean test error there.
+        shallow: Remedy and depth of the best network that is shallower.
+        shallow_error: Its mean test error.
+    """
+
+    target: str
+    depth: int
+    errors: dict[str, float]
+    shallow: tuple[str, int]
+    shallow_error: float
+
+    def text(self) -> str:
+        """Return the comparison in words."""
+        best = min(self.errors, key=lambda name: self.errors[name])
+        change = self.errors[best] / self.shallow_error - 1
+        name, depth = self.shallow
+        return (
+            f"{self.target.replace('_', ' ')} at {_layers(self.depth)}: {best} is best ({self.errors[best]:.4g}), "
+            f"{change:+.1%} against the best that is shallower ({name}, {_layers(depth)}, {self.shallow_error:.4g})"
+        )
+
+
+def cures(rows: Sequence[Row], targets: Sequence[str]) -> list[Cure]:
+    """Return what remedies reach at every depth from eight layers on, and at the largest; none of a single depth.
+
+    Args:
+        rows: The table of a study.
+        targets: Names of the targets.
+    """
+    depths = sorted({row["depth"] for row in rows})
+    deep = [depth for depth in depths[1:] if depth >= 8 or depth == depths[-1]]
+    return [_cure(rows, name, depth) for name in targets for depth in deep]
+
+
+def _cure(rows: Sequence[Row], target: str, depth: int) -> Cure:
+    remedies = list(dict.fromkeys(row["remedy"] for row in rows))
+    means = {
+        (remedy, each): float(values.mean())
+        for remedy in remedies
+        for each, values in errors_by_depth([r for r in rows if r["remedy"] == remedy], f"test_{target}").items()
+    }
+    there = {remedy: means[remedy, depth] for remedy in remedies if (remedy, depth) in means}
+    before = {key: value for key, value in means.items() if key[1] < depth}
+    best = min(before, key=lambda key: before[key])
+    return Cure(target, depth, there, best, before[best])
