@@ -12,7 +12,7 @@ import numpy as np
 
 from cgnn.errors import MissingPackageError
 from cgnn.files import write_json, write_text
-from cgnn.train.depth import Study, Verdict, cures, verdicts
+from cgnn.train.depth import Cure, Study, Verdict, cures, verdicts
 from cgnn.train.metrics import learned_unit
 
 REPORT = "report.html"
@@ -30,7 +30,7 @@ def write_depth_report(study: Study) -> list[str]:
     """
     names = [target.name for target in study.config.targets]
     found = verdicts(study.rows, names)
-    said = [*found, *cures(study.rows, names)]
+    said: list[Verdict | Cure] = [*found, *cures(study.rows, names)]
     lines = [each.text() for each in said]
     write_json(study.folder / "verdict.json", [vars(each) | {"text": each.text()} for each in said])
     try:
