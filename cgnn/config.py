@@ -128,6 +128,10 @@ class ModelConfig(_Strict):
     """Normalisation of the summed messages, an entry of ``cgnn.model.conv.NORMS``."""
     activation: str = "softplus"
     residual: bool = True
+    remedy: str = "none"
+    """What is done against the ills of depth, an entry of ``cgnn.model.remedies.REMEDIES``."""
+    remedy_strength: float | None = Field(default=None, ge=0, le=1)
+    """From 0, nothing, to 1; by default the remedy's usual strength."""
     pooling: str = "mean"
     """An entry of ``cgnn.model.network.POOLINGS``."""
     descriptors: tuple[str, ...] = ()
@@ -231,6 +235,20 @@ class PUConfig(_Strict):
     """Seed of the hold-out and of the draws; that of the weights is ``train.seed``."""
 
 
+class DepthConfig(_Strict):
+    """What a study of depth compares (``cgnn depth``)."""
+
+    depths: Annotated[tuple[Annotated[int, Field(ge=1, le=128)], ...], Field(min_length=1)] = (1, 2, 4, 8, 16)
+    remedies: Annotated[tuple[str, ...], Field(min_length=1)] = ("none", "residual")
+    """Entries of ``cgnn.model.remedies.REMEDIES``; ``none`` is without any residual, the others are with it."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    """Seeds of weights and order; the split is the same for all."""
+    fixed: Literal["width", "parameters"] = "width"
+    """What all networks have in common with the one of ``model``; for ``parameters`` the width follows the depth."""
+    crystals: int = Field(default=100, ge=1)
+    """Crystals with inequivalent sites on which the layers are measured."""
+
+
 class Config(_Strict):
     """Everything that defines a run."""
 
@@ -241,6 +259,7 @@ class Config(_Strict):
     train: TrainConfig = TrainConfig()
     transfer: TransferConfig | None = None
     pu: PUConfig | None = None
+    depth: DepthConfig | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Config:

@@ -47,6 +47,18 @@ def prototype(graph: Arrays) -> str:
     return " ".join([formula, str(group), *sorted(_sites(z.tolist(), found))])
 
 
+def inequivalent_sites(graph: Arrays) -> int:
+    """Return how many sites of a crystal no symmetry maps onto each other; of a crystal without symmetry, all.
+
+    Where there is only one, every atom has the same features by symmetry, whatever a network does.
+
+    Args:
+        graph: Stored fields of one crystal; ``z``, ``pos`` and ``lattice`` are used.
+    """
+    found = _symmetry(graph["lattice"][0], graph["pos"], graph["z"])
+    return len(graph["z"]) if found is None else len(set(found.crystallographic_orbits.tolist()))
+
+
 def _formula(elements: list[int]) -> str:
     counts = Counter(elements).values()
     divisor = reduce(gcd, counts)

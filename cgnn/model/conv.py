@@ -246,11 +246,18 @@ class GatedConv(nn.Module):
         self.residual = residual
         self.deep = DeepTerm(width, edge_width, message_depth - 1, activation) if message_depth > 1 else None
 
-    def forward(self, h: Tensor, edges: Edges) -> Tensor:
-        """Return updated atom features (N, F) of atom features ``h`` (N, F)."""
+    def forward(self, h: Tensor, edges: Edges, mixed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return updated atom features (N, F) of atom features ``h`` (N, F).
+
+        Args:
+            h: Features of the atoms.
+            edges: The edges.
+            mixed: What a remedy makes of that to which the activation is applied.
+        """
         is_fused = edges.plan is not None or edges.list is not None
         update = self.norm(self._fused(h, edges) if is_fused else self._plain(h, edges))
-        return self.activation(h + update if self.residual else update)
+        x = h + update if self.residual else update
+        return self.activation(x if mixed is None else mixed(x))
 
     @torch.no_grad()
     def fold(self) -> None:

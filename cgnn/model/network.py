@@ -22,6 +22,7 @@ from cgnn.model.edgewise import kernel as edgewise_kernel
 from cgnn.model.embed import ElementEmbedding, GaussianBasis, envelope
 from cgnn.model.gate import EdgePlan, kernel
 from cgnn.model.heads import HEADS, Head
+from cgnn.model.remedies import build_remedy
 from cgnn.targets import Target
 
 
@@ -112,16 +113,19 @@ class CrystalGNN(nn.Module):
             # keyed by field: a module can't hold one called "type" or "values"
             {target.field: choose(HEADS, target.task, "task")(target, config) for target in targets}
         )
+        # last, so that the others' first weights do not depend on it
+        self.remedy = build_remedy(config)
 
     def atom_features(self, graph: Any) -> Tensor:
         """Return the features of atoms after the last convolution (N, F)."""
-        h = self.embed(graph.z)
-        edges = self._edges(graph, h.dtype)
+        layers = [self.embed(graph.z)]
+        edges = self._edges(graph, layers[0].dtype)
         for number, conv in enumerate(self.convs):
-            h = conv(h, edges)
+            h = conv(self.remedy.taken(layers), edges, lambda x: self.remedy.mixed(x, layers))
+            layers.append(self.remedy(h, layers, graph))
             if number < len(self.edge_updates):
-                edges = self.edge_updates[number](h, edges)
-        return h
+                edges = self.edge_updates[number](layers[-1], edges)
+        return self.remedy.pooled(layers)
 
     @property
     def _is_edgewise(self) -> bool:
@@ -131,7 +135,7 @@ class CrystalGNN(nn.Module):
     def _edges(self, graph: Any, dtype: torch.dtype) -> Edges:
         distance = distances(graph)
         target = graph.edge_index[1]
-        weight = envelope(distance, graph.reach.index_select(0, target))
+        weight = self.remedy.weights(envelope(distance, graph.reach.index_select(0, target)))
         can_fuse = self._can_fuse(graph, distance, dtype)
         if can_fuse:
             ptr = functional.pad(torch.bincount(target, minlength=len(graph.z)).cumsum(0), (1, 0))

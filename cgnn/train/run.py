@@ -32,6 +32,7 @@ from cgnn.train.method import Method
 from cgnn.train.metrics import Baseline, evaluate
 from cgnn.train.trust.assess import assessed, combined_part
 from cgnn.train.trust.confidence import PART, Confidence
+from cgnn.train.ways.noisy import noisy
 from cgnn.train.ways.transfer import REPORT_FILE, Transfer
 
 Report = Callable[[dict[str, float]], None]
@@ -101,6 +102,7 @@ def train(
     report: Report | None = None,
     watch: Watch | None = None,
     tell: Callable[[str], None] | None = None,
+    around: Callable[[Method], Method] | None = None,
 ) -> Run:
     """Read crystals, divide them, fit a network, score it, and leave everything in a folder.
 
@@ -111,6 +113,7 @@ def train(
         report: Called with each epoch's row of the history.
         watch: Wraps the stream of crystals while graphs are built, to show progress.
         tell: Called with lines for people, such as what a transfer has loaded.
+        around: Puts something around the way of learning, such as what measures it.
 
     Raises:
         ConfigError: The folder holds something already, or the settings do not fit.
@@ -126,6 +129,7 @@ def train(
         if resume and not is_begun:
             warnings.warn(f"{folder}: holds no training state yet; training starts from the beginning", stacklevel=2)
     method = method_of(config, folder, resume, tell)
+    method = around(method) if around else method
     crystals = begin(config, folder, first and not is_begun, watch)
     fitted = fit(config, crystals.dataset, crystals.parts, folder, resume, report, method)
     metrics = _end(fitted, crystals, folder) if first else {}
@@ -179,7 +183,7 @@ def begin(config: Config, folder: Path, writes: bool, watch: Watch | None = None
 
 def method_of(config: Config, *place: Any, **named: Any) -> Method:
     """Return the way of learning that the settings ask for; the other arguments are those of `Transfer`."""
-    return Transfer(config, *place, **named) if config.transfer is not None else Method()
+    return noisy(config, Transfer(config, *place, **named) if config.transfer is not None else Method())
 
 
 def _end(fitted: Fitted, crystals: Divided, folder: Path) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from cgnn.errors import ConfigError
 from cgnn.model import CrystalGNN
 from cgnn.train.engine import seed as start_random
 from cgnn.train.loop import Indices
@@ -74,6 +75,17 @@ class Member(Method):
         fresh = CrystalGNN(model.config, model.targets)
         model.load_state_dict({**fresh.state_dict(), **dict(model.named_buffers())})
         self.way.begin(model)
+
+    def extra(self) -> nn.Module | None:
+        """Return what the shared way trains beside the network.
+
+        Raises:
+            ConfigError: Such a way does not know how much crystals count.
+        """
+        found = self.way.extra()
+        if found is not None and self.counts is not None:
+            raise ConfigError("model.remedy: 'noisy_nodes' is not for members whose crystals count differently")
+        return found
 
     def rate(self, name: str) -> float:
         """Return the factor on the learning rate of a parameter, that of the shared way."""

@@ -1,0 +1,36 @@
+"""The command ``depth``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cgnn.cli import commands
+from cgnn.cli.commands import Overrides, TrainDevice, Workers, app
+from cgnn.cli.voice import LogFile, counted, epoch_line, say, show
+
+
+@app.command()
+def depth(
+    config: Annotated[Path | None, typer.Argument(help="Settings (YAML); not needed with --resume.")] = None,
+    output: Annotated[Path, typer.Option("--output", help="Where table, report and runs go.")] = Path("runs/depth"),
+    override: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --output.")] = False,
+    device: TrainDevice = None,
+    workers: Workers = 0,
+) -> None:
+    """Compare networks of several depths and remedies; leave depth.csv, a report, and a verdict in words."""
+    settings = commands._settings(config, override, {"train.device": device}, output, resume)
+    from cgnn.cli.depth_report import REPORT, write_depth_report
+    from cgnn.train.depth import depth_study
+
+    epochs = settings.train.epochs
+    with LogFile(output):
+        say(f"data: {', '.join(settings.data.paths) or 'not given'}, up to {epochs} epochs for each fit")
+        lines = lambda name: lambda row: say(f"{name}  {epoch_line(row, epochs)}")  # noqa: E731
+        study = depth_study(settings, output, resume, workers, lines, counted)
+        for line in write_depth_report(study):
+            show(line)
+        say(f"table: {output / 'depth.csv'}, report: {output / REPORT}")

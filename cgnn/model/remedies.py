@@ -1,0 +1,271 @@
+r"""Remedies for depth, by name: what is changed between layers so that deep networks still learn.
+
+A layer gives :math:`h_{l+1} = a(x_l)` with :math:`x_l = h_l + m_l`, or :math:`x_l = m_l` without its residual
+(``model.residual``). A remedy changes what the layer takes, what its activation is applied to, what it gives, or what
+is pooled; all with a strength from 0 (nothing changes) to 1. They act on the features of atoms and leave the
+convolution alone, so the compiled kernels serve as before. All are equivariant under permutation and invariant under
+rotation and translation, and no crystal sees another but through the statistics of batch normalisations in training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch_geometric.nn import DiffGroupNorm as GroupNorm
+from torch_geometric.nn import JumpingKnowledge
+from torch_geometric.nn import PairNorm as Centring
+from torch_geometric.utils import scatter
+
+from cgnn.config import ModelConfig
+from cgnn.errors import ConfigError, choose
+from cgnn.model.conv import BatchNorm
+
+Layers = Sequence[Tensor]
+"""Features of atoms after the embedding and after each layer that is done (N, F)."""
+
+
+class Remedy(nn.Module):
+    """Nothing is changed.
+
+    Called after each layer, it gives the features that the next one finds; hooks on it see every layer.
+
+    Args:
+        config: Width and depth of the network.
+        strength: From 0, nothing, to 1.
+    """
+
+    usual = 1.0
+    """Strength where none is set."""
+
+    def __init__(self, config: ModelConfig, strength: float) -> None:
+        super().__init__()
+        self.depth, self.strength = config.depth, strength
+
+    def weights(self, weight: Tensor) -> Tensor:
+        """Return the weight of the edges' messages (E,), given the envelope."""
+        return weight
+
+    def taken(self, layers: Layers) -> Tensor:
+        """Return what the next layer takes (N, F)."""
+        return layers[-1]
+
+    def mixed(self, x: Tensor, layers: Layers) -> Tensor:
+        """Return what the layer's activation is applied to (N, F)."""
+        return x
+
+    def forward(self, h: Tensor, layers: Layers, graph: Any) -> Tensor:
+        """Return the features after a layer (N, F), of what the layer itself gives."""
+        return h
+
+    def pooled(self, layers: Layers) -> Tensor:
+        """Return the features that pooling and heads see (N, F)."""
+        return layers[-1]
+
+
+class Residual(Remedy):
+    r"""The features before a layer are added: :math:`x' = x + s h_l`, for layers without a residual of their own.
+
+    With strength 1 this is ``model.residual: true``.
+
+    Source: He et al., Deep residual learning, CVPR 2016, arXiv:1512.03385.
+    """
+
+    def __init__(self, config: ModelConfig, strength: float) -> None:
+        super().__init__(config, strength)
+        if config.residual:
+            raise ConfigError("model.remedy: 'residual' is for layers without their own; set model.residual to false")
+
+    def mixed(self, x: Tensor, layers: Layers) -> Tensor:
+        """Return the sum with a share of the layer's input."""
+        return x + self.strength * layers[-1]
+
+
+class Dense(Remedy):
+    r"""A layer takes the features of all layers before it, concatenated and brought back to the width.
+
+    .. math:: (1 - s)\, h_l + s\, W_l [h_0, \ldots, h_l]
+
+    Source: Huang et al., Densely connected convolutional networks, CVPR 2017, arXiv:1608.06993; for graphs Li et al.,
+        DeepGCNs, ICCV 2019, arXiv:1904.03751.
+    """
+
+    def __init__(self, config: ModelConfig, strength: float) -> None:
+        super().__init__(config, strength)
+        # the first layer has nothing before it but what it takes anyway
+        self.joins = nn.ModuleList(nn.Linear(config.width * n, config.width) for n in range(2, config.depth + 1))
+
+    def taken(self, layers: Layers) -> Tensor:
+        """Return a mixture of the last features and of all."""
+        if len(layers) == 1:
+            return layers[-1]
+        return torch.lerp(layers[-1], self.joins[len(layers) - 2](torch.cat(list(layers), dim=1)), self.strength)
+
+
+class InitialResidual(Remedy):
+    r"""Initial residual and identity mapping.
+
+    .. math:: x' = \big((1 - s)\, x + s\, h_0\big) \big((1 - \beta_l) I + \beta_l W_l\big), \quad
+        \beta_l = \min(\ln(5 s / l + 1), 1)
+
+    with :math:`l = 1 \ldots L`; s = 0.1 gives the :math:`\alpha = 0.1` and :math:`\lambda = 0.5` of the source.
+
+    Source: Chen et al., Simple and deep graph convolutional networks (GCNII), ICML 2020, arXiv:2007.02133, eq. 5.
+    """
+
+    usual = 0.1
+
+    def __init__(self, config: ModelConfig, strength: float) -> None:
+        super().__init__(config, strength)
+        self.maps = nn.ModuleList(nn.Linear(config.width, config.width, bias=False) for _ in range(config.depth))
+
+    def mixed(self, x: Tensor, layers: Layers) -> Tensor:
+        """Return the mixture with the embedding, mapped almost onto itself."""
+        beta = min(math.log(5 * self.strength / len(layers) + 1), 1.0)
+        mixture = torch.lerp(x, layers[0], self.strength)
+        return torch.lerp(mixture, self.maps[len(layers) - 1](mixture), beta)
+
+
+class Jumping(Remedy):
+    r"""Pooling sees the features of all layers, concatenated: :math:`(1 - s)\, h_L + s\, W [h_0, \ldots, h_L]`.
+
+    Source: Xu et al., Representation learning on graphs with jumping knowledge networks, ICML 2018,
+        arXiv:1806.03536 (PyG's ``JumpingKnowledge``).
+    """
+
+    def __init__(self, config: ModelConfig, strength: float) -> None:
+        super().__init__(config, strength)
+        self.join = JumpingKnowledge("cat")
+        self.out = nn.Linear(config.width * (config.depth + 1), config.width)
+
+    def pooled(self, layers: Layers) -> Tensor:
+        """Return a mixture of the last features and of all."""
+        return torch.lerp(layers[-1], self.out(self.join(list(layers))), self.strength)
+
+
+class PairNorm(Remedy):
+    r"""The atoms of a crystal are kept apart: their distance from the crystal's mean is brought to a fixed size.
+
+    .. math:: h_i' = (1 - s)\, h_i + s \Big(\bar h + \sqrt F\, \frac{h_i - \bar h}
+        {\sqrt{\epsilon F + \frac1N \sum_j \lVert h_j - \bar h \rVert^2}}\Big), \quad \epsilon = 0.01
+
+    The source drops the mean, which labels of single nodes do not need; the mean is what a pooled network predicts
+    from. The large epsilon keeps atoms together that only rounding tells apart.
+
+    Source: Zhao and Akoglu, PairNorm: tackling oversmoothing in GNNs, ICLR 2020, arXiv:1909.12223 (PyG's
+        ``PairNorm``).
+    """
+
+    usual = 0.5
+
+    def __init__(self, config: ModelConfig, strength: float) -> None:
+        super().__init__(config, strength)
+        self.norm = Centring(scale=config.width**0.5, eps=0.01 * config.width)
+
+    def forward(self, h: Tensor, layers: Layers, graph: Any) -> Tensor:
+        """Return the features at their new distance from the mean."""
+        mean = scatter(h, graph.batch, dim=0, dim_size=graph.num_graphs, reduce="mean")
+        away: Tensor = self.norm(h, graph.batch, graph.num_graphs)
+        return torch.lerp(h, mean.index_select(0, graph.batch) + away, self.strength)
+
+
+class DropEdge(Remedy):
+    """In training a share s of the edges, drawn anew for each batch, carries no message; the others carry more.
+
+    What they carry more makes up for it in the mean. The statistics of the pair normalisation see all edges.
+
+    Source: Rong et al., DropEdge: towards deep graph convolutional networks on node classification, ICLR 2020,
+        arXiv:1907.10903, there without the compensation.
+    """
+
+    usual = 0.1
+
+    def weights(self, weight: Tensor) -> Tensor:
+        """Return the weights, zero for edges that were drawn."""
+        return functional.dropout(weight, self.strength, self.training)
+
+
+class DiffGroupNorm(Remedy):
+    r"""Atoms are softly assigned to groups, each of which is normalised on its own.
+
+    .. math:: h' = h + s \sum_g \mathrm{BatchNorm}(S_g \odot h), \quad S = \mathrm{softmax}(h W)
+
+    Source: Zhou et al., Towards deeper graph neural networks with differentiable group normalization, NeurIPS 2020,
+        arXiv:2006.06972 (PyG's ``DiffGroupNorm``).
+    """
+
+    usual = 0.05
+    groups = 10
+
+    def __init__(self, config: ModelConfig, strength: float) -> None:
+        super().__init__(config, strength)
+        self.norms = nn.ModuleList(GroupNorm(config.width, self.groups, strength) for _ in range(config.depth))
+        for norm in self.norms:  # PyG's own stops on a batch with a single atom
+            norm.norm = BatchNorm(self.groups * config.width)
+
+    def forward(self, h: Tensor, layers: Layers, graph: Any) -> Tensor:
+        """Return the features with those normalised by group added."""
+        normalised: Tensor = self.norms[len(layers) - 1](h)
+        return normalised
+
+
+class StochasticDepth(Remedy):
+    r"""In training a layer is skipped for a crystal with the probability :math:`p_l = s\, l / L`.
+
+    In prediction it counts with the probability that it was not: :math:`h_l + (1 - p_l)(h_{l+1} - h_l)`.
+
+    Source: Huang et al., Deep networks with stochastic depth, ECCV 2016, arXiv:1603.09382, eq. 2 to 5; there for whole
+        batches.
+    """
+
+    usual = 0.2
+
+    def forward(self, h: Tensor, layers: Layers, graph: Any) -> Tensor:
+        """Return the features, for crystals that were drawn those of before the layer."""
+        skipped = self.strength * len(layers) / self.depth
+        if not self.training:
+            return torch.lerp(h, layers[-1], skipped)
+        # drawn on the CPU, so that the draws are the same on every device
+        is_kept = (torch.rand(graph.num_graphs) >= skipped).to(h.device).index_select(0, graph.batch)
+        return torch.where(is_kept[:, None], h, layers[-1])
+
+
+class NoisyNodes(Remedy):
+    """Atoms are moved in training and the network also learns whence; s is the weight of that loss.
+
+    Nothing changes in the network itself: what is learned is changed by `cgnn.train.ways.noisy.NoisyNodes`.
+
+    Source: Godwin et al., Simple GNN regularisation for 3D molecular property prediction and beyond, ICLR 2022,
+        arXiv:2106.07971.
+    """
+
+    usual = 0.1
+
+
+REMEDIES: dict[str, type[Remedy]] = {
+    "none": Remedy,
+    "residual": Residual,
+    "dense": Dense,
+    "initial_residual": InitialResidual,
+    "jumping": Jumping,
+    "pair_norm": PairNorm,
+    "drop_edge": DropEdge,
+    "group_norm": DiffGroupNorm,
+    "stochastic_depth": StochasticDepth,
+    "noisy_nodes": NoisyNodes,
+}
+
+
+def strength_of(config: ModelConfig) -> float:
+    """Return the strength of the settings' remedy: the one that is set, or its usual one."""
+    kind = choose(REMEDIES, config.remedy, "remedy")
+    return kind.usual if config.remedy_strength is None else config.remedy_strength
+
+
+def build_remedy(config: ModelConfig) -> Remedy:
+    """Return the remedy of the settings."""
+    return choose(REMEDIES, config.remedy, "remedy")(config, strength_of(config))

@@ -1,0 +1,259 @@
+"""A study of depth: the same crystals, networks of several depths, with and without remedies."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+
+from cgnn import config as configs
+from cgnn.config import Config, DepthConfig, build
+from cgnn.data.dataset import CrystalDataset
+from cgnn.data.engines.choice import processors
+from cgnn.data.prepare import Watch
+from cgnn.data.tables import TableWriter
+from cgnn.errors import CheckpointError, ConfigError, choose
+from cgnn.files import write_json
+from cgnn.model import CrystalGNN
+from cgnn.model.depth import MEASURES
+from cgnn.model.remedies import REMEDIES
+from cgnn.targets import Target
+from cgnn.train.checkpoint import load_model
+from cgnn.train.depth.watch import LAYERS_FILE, measurable, read_layers, watching
+from cgnn.train.ensembles.member import Member
+from cgnn.train.ensembles.side_by_side import Group, Parts, Report, in_processes, one_by_one
+from cgnn.train.metrics import evaluate
+from cgnn.train.run import begin, check_folder, predict_part, train
+
+FITS, FIT_FILE, TABLE = "fits", "depth.json", "depth.csv"
+TRAIN_SCORED = 2000
+"""So many training crystals at most tell the training error."""
+STEPS = ("gradient", "gradient_start", "update")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished study.
+
+    Args:
+        folder: Where it lies.
+        config: Its settings.
+        rows: The table, a row per depth, remedy, seed and layer (0: the embedding).
+    """
+
+    folder: Path
+    config: Config
+    rows: list[Row]
+
+
+class Fit(Member):
+    """One network of a study.
+
+    Args:
+        number: Its number, from 0.
+        config: Its settings.
+        remedy: Name of its remedy.
+    """
+
+    def __init__(self, number: int, config: Config, remedy: str) -> None:
+        super().__init__(number, config.train.seed)
+        self.config, self.remedy = config, remedy
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.remedy}-depth-{self.config.model.depth}-seed-{self.config.train.seed}"
+
+
+def depth_study(
+    config: Config,
+    folder: str | Path,
+    resume: bool = False,
+    workers: int = 0,
+    report: Callable[[str], Report] | None = None,
+    watch: Watch | None = None,
+) -> Study:
+    """Fit networks of all depths, remedies and seeds of ``depth``, and leave ``depth.csv``.
+
+    Each fit is a run in a folder below ``fits``; a fit that was interrupted goes on where it stood.
+
+    Args:
+        config: All settings.
+        folder: New or empty, unless resumed.
+        resume: Go on where an earlier call stopped.
+        workers: Fits side by side, each in a process with one thread; 0 means one for each processor. On a GPU one
+            after another.
+        report: Gives, for the name of a fit, what is called with each epoch's row.
+        watch: Wraps the stream of crystals while graphs are built.
+
+    Raises:
+        ConfigError: The folder holds something already, or the settings do not fit.
+        CheckpointError: The folder holds a study with other settings.
+        Stopped: A signal arrived; the states are saved.
+    """
+    folder = Path(folder)
+    fits = planned(config)
+    check_folder(folder, resume)
+    _check_same(config, folder)
+    crystals = begin(config, folder, True, watch)
+    missing = [name for name in ("val", "test") if not len(crystals.parts[name])]
+    if missing:
+        raise ConfigError(
+            f"data.split.{missing[0]}: a study of depth needs crystals to choose epochs by and to test on"
+        )
+    if not len(measurable(crystals.dataset, crystals.parts["test"], 1)):
+        raise ConfigError("data: no crystal of the test part has two inequivalent sites, nothing can be measured")
+    left = tuple(fit for fit in fits if not (folder / FITS / fit.name / FIT_FILE).exists())
+    names = [fit.name for fit in fits]
+    group = Group(config, crystals.dataset, crystals.parts, folder / FITS, left, workers or processors(), work=_fit)
+    if report is not None:
+        group = replace(group, report=lambda number: report(names[number]))
+    is_on_cpu = config.train.device == "cpu" or not torch.cuda.is_available()
+    (in_processes if is_on_cpu and group.workers > 1 and len(left) > 1 else one_by_one)(group)
+    rows = [row for fit in fits for row in rows_of(folder / FITS / fit.name, fit)]
+    write_table(folder / TABLE, rows)
+    return Study(folder, config, rows)
+
+
+def _check_same(config: Config, folder: Path) -> None:
+    """Check that a study that is there has the same settings; depths, remedies and seeds may be added."""
+    if not (folder / "config.yaml").is_file():
+        return
+    changed = configs.differences(configs.load(folder / "config.yaml"), config)
+    lines = [f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items() if key not in _GROWING]
+    if lines:
+        raise CheckpointError(f"{folder}: can't resume with other settings: {'; '.join(lines)}")
+
+
+_GROWING = {"depth.depths", "depth.remedies", "depth.seeds"}
+
+
+def planned(config: Config) -> tuple[Fit, ...]:
+    """Return the fits of a study, shallow ones first.
+
+    Raises:
+        ConfigError: No such remedy, or settings that a study can't have.
+    """
+    study = config.depth or DepthConfig()
+    for remedy in study.remedies:
+        choose(REMEDIES, remedy, "remedy")
+    if config.model.remedy != "none":
+        raise ConfigError("model.remedy: a study of depth sets it itself; name it under depth.remedies")
+    fits: list[Fit] = []
+    widths: dict[tuple[int, str], int] = {}
+    for depth, seed, remedy in product(study.depths, study.seeds, study.remedies):
+        values = config.model_dump(mode="json") | {"depth": None}
+        values["model"] |= _layers(remedy) | {"depth": depth}
+        values["train"] |= {"seed": seed, "threads": config.train.threads or 1}
+        if study.fixed == "parameters":
+            if (depth, remedy) not in widths:
+                widths[depth, remedy] = width_for(build(values), parameters(config))
+            values["model"]["width"] = widths[depth, remedy]
+        fits.append(Fit(len(fits), build(values), remedy))
+    return tuple(fits)
+
+
+def _layers(remedy: str) -> Row:
+    """Return the settings of a network with a remedy; ``none`` and ``residual`` are the two ways without any."""
+    if remedy in ("none", "residual"):
+        return {"residual": remedy == "residual", "remedy": "none"}
+    return {"residual": True, "remedy": remedy}
+
+
+def parameters(config: Config) -> int:
+    """Return the number of weights that a network of some settings learns."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in CrystalGNN(config.model, config.targets).parameters())
+
+
+def width_for(config: Config, wanted: int) -> int:
+    """Return the width at which a network has the number of weights that is nearest to the wanted one."""
+
+    def count(width: int) -> int:
+        return parameters(config.model_copy(update={"model": config.model.model_copy(update={"width": width})}))
+
+    low, high = 1, 2
+    while count(high) < wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < wanted else (low, middle)
+    return min((low, high), key=lambda width: abs(count(width) - wanted))
+
+
+def _fit(
+    config: Config, dataset: CrystalDataset, parts: Parts, folder: Path, report: Report | None, member: Member
+) -> None:
+    """Fit one network of a study in a folder of its own name; a finished one is left as it is."""
+    assert isinstance(member, Fit)
+    place = folder.parent / member.name
+    study = config.depth or DepthConfig()
+    crystals = measurable(dataset, parts["test"], study.crystals)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to say of the data was said once, for all fits
+        run = train(member.config, place, True, report, around=watching(dataset, crystals, place))
+    (model,), info = load_model(run.model_file)
+    some = parts["train"]
+    if len(some) > TRAIN_SCORED:
+        some = np.sort(np.random.default_rng(5).choice(some, TRAIN_SCORED, replace=False))
+    truth = {target.name: dataset.label(target, some) for target in config.targets}
+    scores = evaluate(config.targets, truth, predict_part([model], dataset, some), {})
+    write_json(
+        place / FIT_FILE,
+        {
+            "train": scores,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "crystals": len(crystals),
+            "best_epoch": info.summary["epoch"],
+            "seconds": sum(row["seconds"] for row in run.history),
+        },
+    )
+
+
+def score_of(target: Target) -> str:
+    """Return the score by which depths are compared: the error on the learned scale, or the log loss of classes."""
+    if target.task != "regression":
+        return "log_loss"
+    return "mae" if target.transform == "none" else f"mae_{target.transform}"
+
+
+def rows_of(place: Path, fit: Fit) -> Iterator[Row]:
+    """Yield a row for each layer of a finished fit, as it was in the epoch of the model.
+
+    ``gradient`` and ``update`` are means over the epochs, ``gradient_start`` is that of the first step of all.
+    """
+    found = orjson.loads((place / FIT_FILE).read_bytes())
+    metrics = orjson.loads((place / "metrics.json").read_bytes()) | {"train": found["train"]}
+    epochs = read_layers(place / LAYERS_FILE)
+    best = next(row for row in epochs if row["epoch"] == found["best_epoch"])
+    model = fit.config.model
+    errors = {
+        f"{part}_{target.name}": metrics[part][target.name].get(score_of(target), math.nan)
+        for part in ("train", "val", "test")
+        for target in fit.config.targets
+    }
+    steps = [row for row in epochs if "gradient" in row]
+    for layer in range(model.depth + 1):
+        row: Row = {"depth": model.depth, "remedy": fit.remedy, "seed": fit.config.train.seed, "layer": layer}
+        row |= {"width": model.width, "parameters": found["parameters"]}
+        row |= {name: best[name][layer] for name in MEASURES}
+        row |= dict.fromkeys(STEPS, math.nan)
+        if layer and steps:
+            row |= {name: float(np.mean([each[name][layer - 1] for each in steps])) for name in ("gradient", "update")}
+            row["gradient_start"] = steps[0]["gradient"][layer - 1]
+        yield row | errors | {"epoch": found["best_epoch"], "seconds": found["seconds"]}
+
+
+def write_table(path: Path, rows: list[Row]) -> None:
+    """Write the rows of a study, all or nothing."""
+    with TableWriter(path, {"seconds": "s"}) as table:
+        table.add({name: [row[name] for row in rows] for name in rows[0]})
