@@ -160,9 +160,9 @@ def draw(study: dict[str, Any], lines: list[dict[str, Any]]) -> None:
     from cgnn import plots
 
     found = summary(study, lines)
-    # a size that one arm does not have yet would be a gap in its curve
-    sizes = sorted(set.intersection(*({row[0] for row in rows} for rows in found.values())))
-    kept = {f"{target}, {arm}": [row for row in rows if row[0] in sizes] for (target, arm), rows in found.items()}
+    # an arm without a size has no curve; the table shows what it has
+    sizes = sorted({row[0] for rows in found.values() for row in rows})
+    kept = {f"{target}, {arm}": rows for (target, arm), rows in found.items() if len(rows) == len(sizes)}
     figure = plots.learning_curve(
         sizes,
         {name: [row[1] for row in rows] for name, rows in kept.items()},
