@@ -10,6 +10,7 @@ crystals are bound, how densely they are packed, how short their bonds are. That
 from __future__ import annotations
 
 import argparse
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ FIRST_SHELL = 0.12
 GPA = 160.2177  # eV/Å³
 
 
+@cache
 def of_element(attribute: str, log: bool = False) -> Array:
     """Return a property of the elements by atomic number (104,), ``nan`` where it is not known."""
     values = np.full(104, np.nan)
@@ -76,6 +78,12 @@ def valence(z: int) -> int:
     if element.is_lanthanoid or element.is_actinoid:
         return 3
     return element.group if element.group <= 12 else element.group - 10
+
+
+@cache
+def charges() -> Array:
+    """Return the numbers of valence electrons by atomic number (104,)."""
+    return np.array([0.0, *(valence(number) for number in range(1, 104))])
 
 
 def numbers(batch: Any) -> dict[str, Array]:
@@ -98,11 +106,10 @@ def numbers(batch: Any) -> dict[str, Array]:
         total = np.bincount(crystal, np.where(known, values, 0.0), count)
         return np.divide(total, counts, out=np.full(count, np.nan), where=counts > 0)
 
-    charges = np.array([0, *(valence(number) for number in range(1, 104))])
     electronegativity = of_element("X")[z]
     found = {
         "volume_per_atom": volume / atoms,
-        "valence_density": np.bincount(crystal, charges[z], count) / volume,
+        "valence_density": np.bincount(crystal, charges()[z], count) / volume,
         "packing": np.bincount(crystal, 4 / 3 * np.pi * radius**3, count) / volume,
         "bonds": mean(bonds),
         "uneven_bonds": np.sqrt(np.maximum(mean(bonds**2) - mean(bonds) ** 2, 0)),

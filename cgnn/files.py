@@ -74,3 +74,13 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_output(output: Path, source: Path) -> None:
+    """Check that a file to write is not the one that is read.
+
+    Raises:
+        DataError: It is.
+    """
+    if output.resolve() == source.resolve():
+        raise DataError(f"{output}: is the input and would be replaced; choose another --output")

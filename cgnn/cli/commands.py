@@ -21,6 +21,7 @@ from cgnn.cli.voice import (
     write_traceback,
 )
 from cgnn.errors import CgnnError, ConfigError, DataError, Stopped
+from cgnn.files import check_output
 
 if TYPE_CHECKING:
     from cgnn.config import Config, DataConfig, GraphConfig
@@ -173,8 +174,7 @@ def predict(
     strict: Strict = False,
 ) -> None:
     """Predict crystals into a CSV or Parquet table, one row per crystal, physical units."""
-    if output.resolve() == data.resolve():
-        raise DataError(f"{output}: is the input and would be replaced; choose another --output")
+    check_output(output, data)
     from cgnn.predict import Predictor
 
     predictor = Predictor.load(model, device)
@@ -317,8 +317,7 @@ def _data_settings(
 
     if output.suffix != SUFFIX:
         raise DataError(f"{output}: files of prepared graphs end in {SUFFIX}; choose another --output")
-    if output.resolve() == data.resolve():
-        raise DataError(f"{output}: is the input and would be replaced; choose another --output")
+    check_output(output, data)
     return DataConfig(path=str(data), format=format, id_column=id_column, structure_column=structure_column)
 
 

@@ -18,7 +18,7 @@ from cgnn.data.reading.csv_blocks import csv_rows, read_cell
 from cgnn.data.reading.documents import ID_NAMES, find, normal
 from cgnn.data.tables import TableWriter
 from cgnn.errors import ConfigError, CrystalError, DataError, choose, unknown
-from cgnn.files import replacing
+from cgnn.files import check_output, replacing
 from cgnn.physics import RELATIONS
 from cgnn.physics.relations import INPUTS
 from cgnn.predict.forward import SEPARATOR
@@ -98,8 +98,7 @@ def derive_table(request: Request, counter: Callable[[int], object]) -> tuple[in
     ending = kind(request.table)
     if kind(request.output) != ending or request.output.suffix != ending:
         raise DataError(f"{request.output}: the result of {request.table.name} is a {ending} too")
-    if request.output.resolve() == request.table.resolve():
-        raise DataError(f"{request.output}: is the input and would be replaced; choose another --output")
+    check_output(request.output, request.table)
     return (_derive_csv if ending == ".csv" else _derive_parquet)(request, counter)
 
 

@@ -23,7 +23,7 @@ from cgnn.cli.commands import (
     app,
 )
 from cgnn.cli.voice import LogFile, counted, counting, epoch_line, say, show
-from cgnn.errors import DataError
+from cgnn.files import check_output
 
 pu = typer.Typer(no_args_is_help=True, help="Learn from crystals known to exist and others of which nothing is known.")
 app.add_typer(pu, name="pu")
@@ -85,8 +85,7 @@ def score(
     strict: Strict = False,
 ) -> None:
     """Score new crystals: the mean over all bags, with the columns of scores.csv."""
-    if output.resolve() == data.resolve():
-        raise DataError(f"{output}: is the input and would be replaced; choose another --output")
+    check_output(output, data)
     from cgnn.cli.pu_report import say_seen
     from cgnn.predict import Predictor
     from cgnn.predict.pu import Tables

@@ -113,8 +113,8 @@ def is_superhard(hardness: ArrayLike, poisson: ArrayLike, metal: ArrayLike = Fal
     """Say which crystals rank as superhard: 40 GPa and more, where Mazhnik and Oganov's hardness means something.
 
     It means nothing for metals, nor outside `POISSON_RANGE`: of the moduli in the Materials Project those with a
-    negative Poisson's ratio are mostly failed calculations or
-    unstable crystals, and chi makes them hard (CrH 90 GPa, SiB 87 GPa).
+    negative Poisson's ratio are mostly failed calculations or unstable crystals, and chi makes them hard (CrH 90 GPa,
+    SiB 87 GPa).
 
     Args:
         hardness: Vickers hardness (GPa), such as a lower bound of it.
