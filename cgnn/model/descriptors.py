@@ -82,17 +82,16 @@ class Environments(Descriptor):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("radius", torch.as_tensor(covalent_radii(), dtype=torch.float64))
-        self.register_buffer("electronegativity", torch.as_tensor(electronegativities(), dtype=torch.float64))
-        self.register_buffer("shift", torch.tensor([2.4, 1.0, 7.0, 0.8], dtype=torch.float64))
-        self.register_buffer("scale", torch.tensor([0.6, 0.15, 4.0, 0.6], dtype=torch.float64))
+        self.register_buffer("radius", torch.as_tensor(covalent_radii(), dtype=torch.float32))
+        self.register_buffer("electronegativity", torch.as_tensor(electronegativities(), dtype=torch.float32))
+        self.register_buffer("shift", torch.tensor([2.4, 1.0, 7.0, 0.8]))
+        self.register_buffer("scale", torch.tensor([0.6, 0.15, 4.0, 0.6]))
 
     def forward(self, graph: Any) -> Tensor:
         """Return the features (B, 19)."""
         nearest, ratio, bonds, polarity = self._of_atoms(graph)
-        atoms = (torch.stack([nearest, ratio, bonds, polarity], dim=1) - self.get_buffer("shift")) / self.get_buffer(
-            "scale"
-        )
+        numbers = torch.stack([nearest, ratio, bonds, polarity], dim=1)
+        atoms = (numbers - self.get_buffer("shift")) / self.get_buffer("scale")
         volume = graph.lattice.det().abs() / torch.bincount(graph.batch, minlength=graph.num_graphs).clamp(min=1)
         spheres = torch.pi / 6 * _mean(nearest[:, None] ** 3, graph)[:, 0]
         density = _mean(bonds[:, None], graph)[:, 0].clamp(min=1e-3) / volume
@@ -103,8 +102,8 @@ class Environments(Descriptor):
         """Return nearest distance, the same over covalent radii, coordination and polarity (N,) each."""
         source, target = graph.edge_index
         distance, reach = distances(graph), graph.reach.clamp(max=self.FARTHEST)
-        radius = self.get_buffer("radius").index_select(0, graph.z)
-        chi = self.get_buffer("electronegativity").index_select(0, graph.z)
+        radius = self.get_buffer("radius").to(distance).index_select(0, graph.z)
+        chi = self.get_buffer("electronegativity").to(distance).index_select(0, graph.z)
         pairs = radius.index_select(0, source) + radius.index_select(0, target)
         nearest = reach.scatter_reduce(0, target, distance, "amin")
         ratio = (reach / (2 * radius)).scatter_reduce(0, target, distance / pairs, "amin")
