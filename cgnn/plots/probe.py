@@ -45,7 +45,7 @@ def probe_responses(responses: Sequence[Response], target: str, *, title: str | 
                 low, high = changes.min(axis=0), changes.max(axis=0)
                 panel.fill_between(AMPLITUDES, low, high, color=color, alpha=0.15, linewidth=0)
             panel.set(xscale="log", yscale="log", xlabel="amplitude (Å)", title=words(kind))
-            panel.legend(loc="upper left", fontsize=8)
+            panel.legend(loc="upper left", fontsize=8, frameon=True, facecolor="white", edgecolor="none")
         bottom, top = panels[0].get_ylim()
         for panel in panels:
             for exponent in range(-12, 8, 2):
