@@ -11,12 +11,12 @@ from cgnn.cli.depth_report import write_depth_report
 from cgnn.config import build
 from cgnn.data.dataset import CrystalDataset
 from cgnn.data.prepare import prepare
-from cgnn.errors import CheckpointError, ConfigError, NumericsError
+from cgnn.errors import CheckpointError, ConfigError, DataError, NumericsError
 from cgnn.model import CrystalGNN
 from cgnn.model.depth import MEASURES, smoothness
 from cgnn.train import Run, train
 from cgnn.train.checkpoint import load_model
-from cgnn.train.depth import cures, depth_study, verdicts
+from cgnn.train.depth import cures, depth_study, read_table, verdicts
 from cgnn.train.depth.study import parameters, planned, width_for
 from cgnn.train.depth.watch import LAYERS_FILE, measurable, read_layers, watching
 from cgnn.train.ways.noisy import Around
@@ -180,6 +180,9 @@ def test_a_study_leaves_a_run_for_each_fit_and_a_row_for_each_layer(small_settin
         assert float(written["mad"]) == pytest.approx(row["mad"], rel=1e-6)
         assert np.isnan(row["gradient"]) == (row["layer"] == 0)
         assert all(np.isfinite(row[name]) for name in MEASURES)
+    for row, read in zip(study.rows, read_table(study.folder / "depth.csv"), strict=True):
+        assert read.pop("remedy") == row["remedy"]
+        assert read == pytest.approx({name: row[name] for name in read}, rel=1e-6, nan_ok=True)
 
     before = {path: path.stat().st_mtime_ns for path in (study.folder / "fits").rglob("*") if path.is_file()}
     more = build(small_settings, [*GRID, "depth.depths=[1,2,3]"])
@@ -244,6 +247,14 @@ def test_fixed_parameters_choose_the_width(small_settings):
 def test_what_can_not_be_studied_is_said_at_the_door(changes, message, small_settings, tmp_path):
     with pytest.raises(ConfigError, match=message):
         depth_study(build(small_settings, [*GRID, *changes]), tmp_path / "study")
+
+
+def test_a_table_of_something_else_is_refused(tmp_path):
+    (tmp_path / "other.csv").write_text("depth,seed\n1,2\n")
+    (tmp_path / "empty.csv").write_text("")
+    for name, message in (("other", "no column"), ("empty", "no column"), ("none", "No such file")):
+        with pytest.raises(DataError, match=message):
+            read_table(tmp_path / f"{name}.csv")
 
 
 # Verdicts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from cgnn.data.dataset import CrystalDataset
 from cgnn.data.engines.choice import processors
 from cgnn.data.prepare import Watch
 from cgnn.data.tables import TableWriter
-from cgnn.errors import CheckpointError, ConfigError, NumericsError, choose
+from cgnn.errors import CheckpointError, ConfigError, DataError, NumericsError, choose
 from cgnn.files import write_json
 from cgnn.model import CrystalGNN
 from cgnn.model.depth import MEASURES
@@ -301,3 +302,28 @@ def write_table(path: Path, rows: list[Row]) -> None:
     """Write the rows of a study, all or nothing."""
     with TableWriter(path, {"seconds": "s"}) as table:
         table.add({name: [row[name] for row in rows] for name in rows[0]})
+
+
+def read_table(path: str | Path) -> list[Row]:
+    """Return the rows of a ``depth.csv``, such as `cgnn.train.depth.verdicts` and the pictures take them.
+
+    Raises:
+        DataError: The file can't be read or holds no such table.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as handle:
+            found = list(csv.DictReader(handle))
+        if missing := {*_WHOLE, "remedy", *MEASURES} - set(found[0] if found else ()):
+            raise ValueError(f"no column {min(missing)!r}")
+        return [{name: _number(name, text) for name, text in row.items()} for row in found]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no table of a study of depth: {error}") from None
+
+
+_WHOLE = ("depth", "seed", "layer", "width", "parameters", "epoch")
+
+
+def _number(column: str, text: str) -> str | int | float:
+    if column == "remedy":
+        return text
+    return int(float(text)) if column in _WHOLE else float(text or "nan")
