@@ -115,7 +115,7 @@ def _umap(features: Array) -> Map:
     try:
         from umap import UMAP
     except ImportError:
-        raise MissingPackageError('maps by umap need umap-learn: pip install "cgnn[maps]"') from None
+        raise MissingPackageError("maps by umap need umap-learn: pip install umap-learn") from None
     return Map(np.asarray(UMAP(random_state=0).fit_transform(features), dtype=np.float64), ("UMAP 1", "UMAP 2"))
 
 

@@ -77,7 +77,7 @@ def test_what_can_not_be_mapped_is_said(found, monkeypatch):
         return plain(name, *others)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingPackageError, match=r"cgnn\[maps\]"):
+    with pytest.raises(MissingPackageError, match="pip install umap-learn"):
         mapped(found.features, "umap")
 
 
