@@ -10,6 +10,7 @@ crystals are bound, how densely they are packed, how short their bonds are. That
 from __future__ import annotations
 
 import argparse
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ MEANS = {
     "mean_mendeleev": ("mendeleev_no", False),
 }
 """Column -> attribute of pymatgen's ``Element`` and whether its logarithm is meant."""
+
+CORES = np.array([0.0, 0.0125, 0.34, 0.625, 0.725, 0.875, 0.95, 1.0, 1.0])
+"""Radius within which atoms do not meet (Å), by the row of the periodic table. Half of Badger's distances between equal
+rows for the first three (0.025, 0.68 and 1.25 Å), beyond them our continuation. Source: R. M. Badger, J. Chem. Phys. 2,
+128 (1934)."""
 
 FIRST_SHELL = 0.12
 """Width of the first shell: a bond that is longer than the shortest by this share counts exp(-1)."""
@@ -107,6 +113,7 @@ def numbers(batch: Any) -> dict[str, Array]:
         return np.divide(total, counts, out=np.full(count, np.nan), where=counts > 0)
 
     electronegativity = of_element("X")[z]
+    bond = _stiffness(z[source], z[target], distance, ratio)
     found = {
         "volume_per_atom": volume / atoms,
         "valence_density": np.bincount(crystal, charges()[z], count) / volume,
@@ -118,7 +125,32 @@ def numbers(batch: Any) -> dict[str, Array]:
         "overlap_density": np.bincount(crystal[target], weight * np.exp(-2 * ratio), count) / volume,
         "uneven_electronegativity": np.sqrt(np.maximum(mean(electronegativity**2) - mean(electronegativity) ** 2, 0)),
     }
+    found |= {name: np.bincount(crystal[target], each, count) / volume for name, each in bond.items()}
     return found | {name: mean(of_element(*which)[z]) for name, which in MEANS.items()}
+
+
+def _stiffness(z: Array, other: Array, distance: Array, ratio: Array) -> dict[str, Array]:
+    r"""Return what bonds would add to a bulk modulus times volume, :math:`k d^2`, by three rules for k (E,) each.
+
+    .. math:: \sqrt\zeta / d^4, \quad 1 / (d - c_i - c_j)^3, \quad \sqrt{E_i E_j} e^{-2 (q - 1)} / r_{ij}^2
+
+    with the reduced nuclear charge :math:`\zeta`, the radii of cores c, the cohesive energies E of the elements, the
+    length d, and the same over the covalent radii :math:`q = d / r_{ij}`. All fade as :math:`e^{-(q - 1)}` beyond the
+    first shell. Units are left out: what is learned is a logarithm.
+
+    Source: the first, AIP Advances 13, 115323 (2023); the second, Badger's rule, J. Chem. Phys. 2, 128 (1934); the
+    third, the curvature of a Morse potential as deep as the bond is strong.
+    """
+    rows = np.array([0, *(Element.from_Z(number).row for number in range(1, 104))])
+    energies = np.array([0.0, *(COHESIVE.get(Element.from_Z(number).symbol, np.nan) for number in range(1, 104))])
+    charge = z * other / (z + other)
+    core = CORES[rows[z]] + CORES[rows[other]]
+    fading = np.exp(1 - ratio)
+    return {
+        "charge_stiffness": np.sqrt(charge) / distance**2 * fading,
+        "core_stiffness": distance**2 / np.maximum(distance - core, 0.3) ** 3 * fading,
+        "cohesive_stiffness": np.sqrt(energies[z] * energies[other]) * ratio**2 * fading**3,
+    }
 
 
 def cohesive_density(elements: Any, formation_energy: float, volume_per_atom: float) -> float:
@@ -135,6 +167,7 @@ def cohesive_density(elements: Any, formation_energy: float, volume_per_atom: fl
 
 def main() -> None:
     """Write the table."""
+    warnings.filterwarnings("ignore", module="pymatgen|functools|__main__")  # pymatgen tells of each unknown property
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "pretraining.parquet")
     output: Path = parser.parse_args().output

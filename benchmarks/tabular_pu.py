@@ -30,12 +30,14 @@ from study import ROOT, STUDIES, between_markers, finished
 from tabular import crystal_features
 
 from cgnn.config import Config, load
-from cgnn.data.dataset import CrystalDataset, by_edges
+from cgnn.data.dataset import CrystalDataset
+from cgnn.data.summary import CrystalSummary
 from cgnn.errors import DataError
 from cgnn.files import write_text
 from cgnn.model.descriptors import ElementStatistics, Volume
 from cgnn.train.pu.evaluation import MEANINGS, agreement, evaluate, known_truth, later
 from cgnn.train.pu.labels import Opening, later_ids
+from cgnn.train.pu.nearest import nearest_compositions
 from cgnn.train.pu.plan import Plan
 from cgnn.train.pu.prior import PRIORS
 
@@ -55,13 +57,13 @@ class Crystals:
     Args:
         place: Id -> row.
         features: Of ``benchmarks/tabular.py`` (n, P).
-        fractions: Share of each element (n, 118).
+        summaries: Id -> what is known of the crystal.
         plan: Held-out positives and draws.
     """
 
     place: dict[str, int]
     features: NDArray[np.float32]
-    fractions: NDArray[np.float32]
+    summaries: dict[str, CrystalSummary]
     plan: Plan
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
@@ -85,29 +87,24 @@ def read(config: Config, cache: Path, only: int | None = None) -> Crystals:
     ids = [dataset.ids[index] for index in indices.tolist()]
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        features, fractions = _computed(dataset, indices)
-        np.savez(path, ids=np.array(ids), features=features, fractions=fractions)
+        np.savez(path, ids=np.array(ids), features=_computed(dataset, indices))
     kept = np.load(path)
     if kept["ids"].tolist() != ids:
         raise SystemExit(f"{path}: features of other crystals; remove it")
-    summaries = dataset.summaries()
+    crystals = dataset.summaries()
+    summaries = {ids[row]: crystals[index] for row, index in enumerate(indices.tolist())}
     label = dataset.label(dataset.targets[0], indices)
     positives = [name for name, value in zip(ids, label, strict=True) if value == 1]
     place = {name: row for row, name in enumerate(ids)}
     since = [name for name in later_ids(dataset.store, config.pu, dataset.targets[0]) if name in place]
-    plan = Plan.make(config.pu, [summaries[index] for index in indices.tolist()], positives, since)
-    return Crystals(place, kept["features"], kept["fractions"], plan)
+    plan = Plan.make(config.pu, [*summaries.values()], positives, since)
+    return Crystals(place, kept["features"], summaries, plan)
 
 
-def _computed(dataset: CrystalDataset, indices: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _computed(dataset: CrystalDataset, indices: NDArray[np.int64]) -> NDArray[np.float32]:
     features = crystal_features(dataset, indices).astype(np.float32)
     features[~np.isfinite(features)] = np.nan  # an atom without neighbours; trees know what to do with a gap
-    atoms = dataset.sizes()[0][indices]
-    batches = (dataset.batch(part) for part in by_edges(dataset, indices))
-    z = np.concatenate([batch.z.numpy() for batch in batches])
-    counts = np.zeros((len(indices), 119), dtype=np.float32)
-    np.add.at(counts, (np.repeat(np.arange(len(indices)), atoms), z), 1)
-    return features, counts[:, 1:] / atoms[:, None].astype(np.float32)
+    return features
 
 
 def classifier(seed: int) -> Any:
@@ -139,24 +136,12 @@ def bagged(features: NDArray[np.float32], crystals: Crystals, bags: int, seed: i
     return votes
 
 
-def nearest(crystals: Crystals, neighbours: int = 10) -> NDArray[np.float32]:
-    """Return one vote (1, n): the share of training positives among the nearest other compositions.
-
-    Looked at are training positives and unlabelled crystals, by the Euclidean distance of their element shares.
-    """
-    from sklearn.neighbors import NearestNeighbors
-
+def nearest(crystals: Crystals) -> NDArray[np.float32]:
+    """Return one vote (1, n): the share of training positives among the nearest compositions."""
     plan = crystals.plan
-    known, asked = crystals.rows([*plan.positives, *plan.scored]), crystals.rows([*plan.scored, *plan.heldout])
-    search = NearestNeighbors(n_neighbors=min(neighbours + 1, len(known)), algorithm="brute")
-    found = search.fit(crystals.fractions[known]).kneighbors(crystals.fractions[asked], return_distance=False)
-    is_other = known[found] != asked[:, None]
-    # where the crystal is not among its own neighbours, the farthest one is too many
-    is_other[is_other.all(axis=1), -1] = False
-    is_positive = np.zeros(len(crystals.place), dtype=bool)
-    is_positive[crystals.rows(plan.positives)] = True
     votes = np.full((1, len(crystals.place)), np.nan, dtype=np.float32)
-    votes[0, asked] = (is_positive[known[found]] & is_other).sum(axis=1) / is_other.sum(axis=1)
+    for names, found in zip((plan.heldout, plan.scored), nearest_compositions(plan, crystals.summaries), strict=True):
+        votes[0, crystals.rows(names)] = found
     return votes
 
 

@@ -125,25 +125,11 @@ def test_a_network_of_other_crystals_is_refused(run, tmp_path):
 def test_no_bag_of_trees_votes_on_what_it_saw(benchmarks, read):
     crystals = read()
     assert np.array_equal(crystals.features, read().features, equal_nan=True)  # once computed, once from the cache
-    assert crystals.fractions.sum(axis=1) == pytest.approx(np.ones(80), abs=1e-6)
     votes = benchmarks[1].bagged(crystals.features, crystals, 2)
     for bag in range(2):
         draw = crystals.plan.draw(bag)
         assert np.isnan(votes[bag, crystals.rows([*draw.train, *draw.val])]).all()
         assert np.isfinite(votes[bag, crystals.rows(crystals.plan.outside(draw))]).all()
-
-
-def test_nearest_compositions_by_hand(benchmarks, read, rng):
-    crystals = read()
-    # compositions without two equal distances, so that there is one answer
-    crystals.fractions[:] = rng.random(crystals.fractions.shape)
-    (votes,) = benchmarks[1].nearest(crystals, 5)
-    positives, plan = set(crystals.plan.positives), crystals.plan
-    for name in (plan.heldout[0], plan.scored[0], plan.scored[-1]):
-        others = [other for other in (*plan.positives, *plan.scored) if other != name]
-        d = np.linalg.norm(crystals.fractions[crystals.rows(others)] - crystals.fractions[crystals.place[name]], axis=1)
-        expected = np.mean([others[place] in positives for place in np.argsort(d)[:5]])
-        assert votes[crystals.place[name]] == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_table_says_how_it_was_made(run, benchmarks):

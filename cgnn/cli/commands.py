@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cgnn.cli.endings import BAD_REQUEST, DONE, FAILED, crystals_text, finish, finish_listed, say_flags
+from cgnn.cli.options import (
+    By,
+    ConfigPath,
+    Device,
+    EngineName,
+    Format,
+    IdColumn,
+    Members,
+    ModelPath,
+    Output,
+    Overrides,
+    Seed,
+    SideBySide,
+    Strict,
+    StructureColumn,
+    TrainDevice,
+    Workers,
+    read_crystals,
+    read_settings,
+)
 from cgnn.cli.voice import (
     LogFile,
     counted,
@@ -20,19 +41,15 @@ from cgnn.cli.voice import (
     show,
     write_traceback,
 )
-from cgnn.errors import CgnnError, ConfigError, DataError, Stopped
+from cgnn.errors import CgnnError, DataError, Stopped
 from cgnn.files import check_output
 
 if TYPE_CHECKING:
     from cgnn.config import Config, DataConfig, GraphConfig
-    from cgnn.data.items import Block, SetAside
     from cgnn.train import Run
 
 app = typer.Typer(name="cgnn", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-DONE, FAILED, BAD_REQUEST, SOME_SET_ASIDE = 0, 1, 2, 3
-_LISTED = 5
-"""So many crystals or flags are shown one by one; the files hold all."""
 _UsageError: Any = typer.BadParameter.__base__  # of click, which typer carries under changing names
 
 
@@ -44,33 +61,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit(DONE)
 
 
-ConfigPath = Annotated[Path, typer.Argument(help="Settings (YAML).")]
-ModelPath = Annotated[
-    Path, typer.Argument(help="Run folder, model file, or a name: elasticity, formation_energy, band_gap.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="Change one setting.")
-]
-Output = Annotated[Path, typer.Option("--output", help="Where the results go.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-TrainDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Fail if any crystal is set aside.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.")]
-Format = Annotated[str, typer.Option(help="Format of the input; found from its name by default.")]
-IdColumn = Annotated[str | None, typer.Option("--id-column", help="Column of the ids.")]
-StructureColumn = Annotated[str | None, typer.Option("--structure-column", help="Column of the crystals.")]
-EngineName = Annotated[str, typer.Option("--engine", help="auto, serial, processes or ray (a cluster).")]
-Workers = Annotated[int, typer.Option(min=0, help="Worker processes; 0: one for each processor.")]
-Members = Annotated[
-    int | None, typer.Option("--members", min=1, help="Train so many networks, which predict together (an ensemble).")
-]
-By = Annotated[str | None, typer.Option("--by", help="What makes members differ: seed (default) or bootstrap.")]
-SideBySide = Annotated[
-    str | None,
-    typer.Option(
-        "--side-by-side", help="How members are trained: auto, serial, processes, batched or ray (a cluster)."
-    ),
-]
 Version = Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")]
 
 
@@ -94,7 +84,7 @@ def train(
     workers: Workers = 0,
 ) -> None:
     """Train a model, or several that predict together, and leave it in a run folder."""
-    settings = _settings(config, override, {"train.seed": seed, "train.device": device}, output, resume)
+    settings = read_settings(config, override, {"train.seed": seed, "train.device": device}, output, resume)
     from cgnn.cli.training import training
 
     train_run = training(output, resume, members, by, side_by_side, workers)
@@ -119,7 +109,7 @@ def cv(
     strict: Strict = False,
 ) -> None:
     """Train and test on k folds; print mean and spread."""
-    settings = _settings(config, override, {"train.seed": seed, "train.device": device}, output, False)
+    settings = read_settings(config, override, {"train.seed": seed, "train.device": device}, output, False)
     from cgnn.cli.report import cv_text, read_set_aside
     from cgnn.train import Run, cross_validate
 
@@ -129,7 +119,7 @@ def cv(
     show(cv_text(result, settings.targets))
     say(f"all folds: {output / 'cv.json'}")
     aside = output / "fold-0" / "set_aside.csv"
-    _finish(_size(Run.load(aside.parent).split), read_set_aside(aside), aside)
+    finish(_size(Run.load(aside.parent).split), read_set_aside(aside), aside)
 
 
 @app.command()
@@ -150,14 +140,14 @@ def evaluate(
     from cgnn.predict import Predictor
 
     predictor = Predictor.load(model, device)
-    crystals = _blocks(data, format, id_column, structure_column)
+    crystals = read_crystals(data, format, id_column, structure_column)
     with counting() as counter:
         result = predictor.evaluate(crystals, "auto", counter=counter)
     write_evaluation(result, predictor, output)
     _print_metrics({"": result.metrics}, predictor.info.config)
-    _say_flags(result.predictions.flagged())
+    say_flags(result.predictions.flagged())
     say(f"results: {output}")
-    _finish(len(result.predictions), result.predictions.set_aside, output / "set_aside.csv", strict)
+    finish(len(result.predictions), result.predictions.set_aside, output / "set_aside.csv", strict)
 
 
 @app.command()
@@ -178,12 +168,12 @@ def predict(
     from cgnn.predict import Predictor
 
     predictor = Predictor.load(model, device)
-    crystals = _blocks(data, format, id_column, structure_column)
+    crystals = read_crystals(data, format, id_column, structure_column)
     with counting() as counter:
         rows, set_aside, flags = predictor.write(crystals, output, engine, workers, counter)
-    _say_flags(flags)
+    say_flags(flags)
     say(f"predictions: {output}")
-    _finish(rows, set_aside, output.with_name(f"{output.stem}.set_aside.csv"), strict)
+    finish(rows, set_aside, output.with_name(f"{output.stem}.set_aside.csv"), strict)
 
 
 @app.command()
@@ -203,12 +193,12 @@ def prepare(
     from cgnn.data.engines import applied
     from cgnn.data.prepare import build, open_prepared
 
-    settings = _graph_settings(config, override)
+    settings = _graphread_settings(config, override)
     source = _data_settings(data, output, format, id_column, structure_column)
     build(output, source, settings, counted, applied(engine, workers))
     store = open_prepared(output, settings)
     say(f"graphs: {output}")
-    _finish_listed(len(store), store.set_aside, output.with_name(f"{output.stem}.set_aside.csv"), strict)
+    finish_listed(len(store), store.set_aside, output.with_name(f"{output.stem}.set_aside.csv"), strict)
 
 
 @app.command()
@@ -242,7 +232,7 @@ def fetch(
     names = [name.strip() for name in fields.split(",") if name.strip()]
     query = ELASTIC if elasticity else {}
     manifest = fetch_export(output, query, names or FIELDS, include_gnome=include_gnome)
-    say(f"{_crystals_text(manifest['count'])}: {output}")
+    say(f"{crystals_text(manifest['count'])}: {output}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -277,31 +267,7 @@ def _run(arguments: Sequence[str]) -> int:
         return FAILED
 
 
-def _settings(
-    config: Path | None, override: list[str] | None, options: dict[str, Any], output: Path, resume: bool
-) -> Config:
-    from cgnn.config import load
-
-    overrides = [
-        *(override or []),
-        *(f"{key}={value}" for key, value in options.items() if value is not None),
-    ]
-    if config is not None:
-        return load(config, overrides)
-    if not resume:
-        raise ConfigError("no settings: give a YAML file, or --resume to go on with the run in --output")
-    if not (output / "config.yaml").is_file():
-        raise ConfigError(f"{output}: nothing to resume: there is no config.yaml (expected the folder of a run)")
-    return load(output / "config.yaml", overrides)
-
-
-def _blocks(path: Path, format: str, id_column: str | None, structure_column: str | None) -> Iterable[Block]:
-    from cgnn.data.records import blocks
-
-    return blocks(path, format, id_column, structure_column)
-
-
-def _graph_settings(config: Path | None, override: list[str] | None) -> GraphConfig:
+def _graphread_settings(config: Path | None, override: list[str] | None) -> GraphConfig:
     from cgnn.config import build, load
 
     if config is not None:
@@ -349,7 +315,7 @@ def _check_all_usable(settings: Config, output: Path) -> None:
     if dataset.set_aside:
         path = output.with_name(f"{output.name}.set_aside.csv")
         write_set_aside(path, dataset.set_aside)
-        _finish(len(dataset), dataset.set_aside, path, strict=True)
+        finish(len(dataset), dataset.set_aside, path, strict=True)
 
 
 def _print_metrics(metrics: dict[str, Any], config: Config) -> None:
@@ -359,47 +325,6 @@ def _print_metrics(metrics: dict[str, Any], config: Config) -> None:
         show(f"{part}\n{to_text(scores, config.targets)}\n" if part else to_text(scores, config.targets))
 
 
-def _say_flags(flags: Mapping[str, Sequence[str]]) -> None:
-    """Say each flag with the crystals that have it; the column ``flags`` holds all."""
-    said = sorted(flags.items(), key=lambda pair: -len(pair[1]))
-    for flag, ids in said[:_LISTED]:
-        others = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
-        say(f"warning: {', '.join(ids[:3])}{others}: {flag}")
-    if len(said) > _LISTED:
-        rest = sum(len(ids) for _, ids in said[_LISTED:])
-        say(f"warning: {_crystals_text(rest)} with other flags: column 'flags'")
-
-
 def _finish_run(run: Run, output: Path) -> None:
     say(f"model: {run.model_file}")
-    _finish(_size(run.split), run.set_aside, output / "set_aside.csv")
-
-
-def _finish_listed(used: int, set_aside: Sequence[SetAside], path: Path, strict: bool) -> None:
-    """List what was set aside in a file, and finish."""
-    from cgnn.data.tables import write_set_aside
-
-    if set_aside:
-        write_set_aside(path, set_aside)
-    else:
-        path.unlink(missing_ok=True)  # of an earlier call
-    _finish(used, set_aside, path, strict)
-
-
-def _finish(used: int, set_aside: Sequence[SetAside], path: Path, strict: bool = False) -> None:
-    """Say how many crystals were used; end with the exit code that says whether some were set aside."""
-    if not set_aside:
-        say(f"{_crystals_text(used)} used, none set aside")
-        return
-    for crystal in set_aside[:_LISTED]:
-        name = f"{crystal.material_id} ({crystal.source})" if crystal.material_id else crystal.source
-        say(f"set aside: {name}: {crystal.reason}")
-    say(
-        f"{'error: --strict: ' if strict else ''}{_crystals_text(used)} used, {len(set_aside)} set aside "
-        f"(all listed in {path})"
-    )
-    raise typer.Exit(BAD_REQUEST if strict else SOME_SET_ASIDE)
-
-
-def _crystals_text(count: int) -> str:
-    return f"{count:,} crystal{'' if count == 1 else 's'}"
+    finish(_size(run.split), run.set_aside, output / "set_aside.csv")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cgnn.cli import commands
-from cgnn.cli.commands import Overrides, TrainDevice, Workers, app
+from cgnn.cli.commands import app
+from cgnn.cli.options import Overrides, TrainDevice, Workers, read_settings
 from cgnn.cli.voice import LogFile, counted, epoch_line, say, show
 from cgnn.errors import Stopped
 
@@ -26,7 +26,7 @@ def depth(
     workers: Workers = 0,
 ) -> None:
     """Compare networks of several depths and remedies; leave depth.csv, a report, and a verdict in words."""
-    settings = commands._settings(config, override, {"train.device": device}, output, resume)
+    settings = read_settings(config, override, {"train.device": device}, output, resume)
     from cgnn.train.depth import depth_study, finished
 
     epochs = settings.train.epochs

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cgnn.cli.commands import Strict, _finish_listed, app
+from cgnn.cli.commands import app
+from cgnn.cli.endings import finish_listed
+from cgnn.cli.options import Strict
 from cgnn.cli.voice import counting, say, show
 from cgnn.errors import ConfigError
 
@@ -119,4 +121,4 @@ def _derive_table(
     for note in notes:
         say(note)
     say(f"derived: {place}")
-    _finish_listed(rows, set_aside, place.with_name(f"{place.stem}.set_aside.csv"), strict)
+    finish_listed(rows, set_aside, place.with_name(f"{place.stem}.set_aside.csv"), strict)

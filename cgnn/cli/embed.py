@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cgnn.cli.commands import Device, Format, IdColumn, ModelPath, StructureColumn, _blocks, _finish_listed, app
+from cgnn.cli.commands import app
+from cgnn.cli.endings import finish_listed
+from cgnn.cli.options import Device, Format, IdColumn, ModelPath, StructureColumn, read_crystals
 from cgnn.cli.voice import counting, say
 from cgnn.errors import MissingPackageError
 
@@ -34,14 +36,14 @@ def embed(
     from cgnn.predict.embedding import mapped
 
     predictor = Predictor.load(model, device)
-    crystals = _blocks(file, format, id_column, structure_column)
+    crystals = read_crystals(file, format, id_column, structure_column)
     with counting() as counter:
         found = embedded(predictor, iter(crystals), counter)
     place = mapped(found.features, way)
     output.mkdir(parents=True, exist_ok=True)
     _write(output, predictor, found, place)
     say(f"table and maps: {output}")
-    _finish_listed(len(found.ids), found.set_aside, output / "set_aside.csv", strict=False)
+    finish_listed(len(found.ids), found.set_aside, output / "set_aside.csv", strict=False)
 
 
 def _write(output: Path, predictor: Predictor, found: Embedding, place: Map) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgnn.cli.commands import Format, IdColumn, ModelPath, StructureColumn, _blocks, app
+from cgnn.cli.commands import app
+from cgnn.cli.options import Format, IdColumn, ModelPath, StructureColumn, read_crystals
 from cgnn.cli.voice import say, show
 from cgnn.errors import CrystalError, DataError, MissingPackageError
 
@@ -41,7 +42,7 @@ def explain(
     predictor = Predictor.load(model, "cpu")
     found: list[tuple[Record, Explanation]] = []
     used = 0
-    for item in (item for block in _blocks(file, format, id_column, structure_column) for item in block.items()):
+    for item in (item for block in read_crystals(file, format, id_column, structure_column) for item in block.items()):
         if isinstance(item, SetAside):
             say(f"set aside: {item.material_id or item.source}: {item.reason}")
             continue

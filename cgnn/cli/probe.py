@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgnn.cli.commands import Format, IdColumn, ModelPath, StructureColumn, _blocks, app
+from cgnn.cli.commands import app
+from cgnn.cli.options import Format, IdColumn, ModelPath, StructureColumn, read_crystals
 from cgnn.cli.voice import counting, say, show
 from cgnn.errors import CgnnError, DataError, MissingPackageError
 from cgnn.files import write_json
@@ -46,7 +47,7 @@ def probe(
     from cgnn.predict.probing.verdict import errors_of
 
     items = chain.from_iterable(
-        block.items() for file in files for block in _blocks(file, format, id_column, structure_column)
+        block.items() for file in files for block in read_crystals(file, format, id_column, structure_column)
     )
     chosen = _evenly(list(items), crystals)
     subjects = _subjects(model, neighbors or [], also or [], chosen)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cgnn.cli.commands import ConfigPath, Overrides, TrainDevice, app
+from cgnn.cli.commands import app
+from cgnn.cli.options import ConfigPath, Overrides, TrainDevice
 from cgnn.cli.voice import counted, say, show
 
 Steps = Annotated[int, typer.Option(min=1, help="Steps to measure, after as many to warm up.")]

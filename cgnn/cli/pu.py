@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cgnn.cli import commands
-from cgnn.cli.commands import (
+from cgnn.cli.commands import app
+from cgnn.cli.endings import finish, say_flags
+from cgnn.cli.options import (
     Device,
     EngineName,
     Format,
@@ -20,7 +21,8 @@ from cgnn.cli.commands import (
     StructureColumn,
     TrainDevice,
     Workers,
-    app,
+    read_crystals,
+    read_settings,
 )
 from cgnn.cli.voice import LogFile, counted, counting, epoch_line, say, show
 from cgnn.files import check_output
@@ -47,7 +49,7 @@ def fit(
 ) -> None:
     """Fit bags of classifiers; leave a model and the out-of-bag score of every unlabelled crystal (scores.csv)."""
     options = {"train.seed": seed, "train.device": device, "pu.bags": bags}
-    settings = commands._settings(config, override, options, output, resume)
+    settings = read_settings(config, override, options, output, resume)
     from cgnn.cli.pu_report import bag_line, duplicates_line
     from cgnn.config import PUConfig
     from cgnn.train.pu import pu_fit
@@ -68,7 +70,7 @@ def fit(
         show(bag_line(run.progress[-1]))
         say(duplicates_line(output))
         say(f"scores: {output / 'scores.csv'}, model: {run.model_file}")
-        commands._finish(run.plan.number, run.set_aside, output / "set_aside.csv")
+        finish(run.plan.number, run.set_aside, output / "set_aside.csv")
 
 
 @pu.command()
@@ -92,13 +94,13 @@ def score(
 
     predictor = Predictor.load(model, device)
     tables = Tables(predictor)
-    crystals = commands._blocks(data, format, id_column, structure_column)
+    crystals = read_crystals(data, format, id_column, structure_column)
     with counting() as counter:
         rows, set_aside, flags = predictor.write(crystals, output, engine, workers, counter, tables)
-    commands._say_flags(flags)
+    say_flags(flags)
     say_seen(model, tables.ids)
     say(f"scores: {output}")
-    commands._finish(rows, set_aside, output.with_name(f"{output.stem}.set_aside.csv"), strict)
+    finish(rows, set_aside, output.with_name(f"{output.stem}.set_aside.csv"), strict)
 
 
 @pu.command()

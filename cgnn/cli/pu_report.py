@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cgnn.cli.voice import say
+from cgnn.data.summary import CrystalSummary
 from cgnn.data.tables import TableWriter
 from cgnn.errors import CgnnError, DataError, MissingPackageError
 from cgnn.files import write_json
@@ -19,10 +20,12 @@ from cgnn.train.pu import PURun, Scores
 from cgnn.train.pu.duplicates import SAME_CRYSTAL, SAME_FORMULA
 from cgnn.train.pu.evaluation import MEANINGS, agreement, by_element, evaluate, later
 from cgnn.train.pu.labels import Opening
+from cgnn.train.pu.nearest import nearest_compositions
 from cgnn.train.pu.plan import PLAN_FILE, Plan
 from cgnn.train.pu.prior import PRIORS, calibrated, prior_error, threshold_for
 
 Found = dict[str, Any]
+NEAREST = "nearest compositions"
 
 
 def bag_line(row: Mapping[str, Any]) -> str:
@@ -100,10 +103,12 @@ def evaluation(
     if published is not None:
         scores = {n: s for n, s in zip(run.scores.ids, others.tolist(), strict=True) if s == s}
         found["published"] = agreement(scores, _published(published))
-    if elements := _elements(run):
-        sides = ([elements[name] for name in table.ids] for table in (run.heldout, run.scores))
+    if crystals := _crystals(run):
+        sides = ([sorted(crystals[name].composition) for name in table.ids] for table in (run.heldout, run.scores))
         of_known, of_others = sides
         found["elements"] = by_element(of_known, known, of_others, others, threshold=threshold)
+        near = nearest_compositions(run.plan, crystals)
+        found["baselines"][NEAREST] = evaluate(*near, threshold, share=share)
     return found
 
 
@@ -125,14 +130,18 @@ def write_evaluation(run: PURun, found: Found, folder: Path) -> None:
 def evaluation_text(found: Found) -> str:
     """Return the figures with what they mean."""
     figures, wanted = found["figures"], found["threshold_for"]
-    lines = [f"{'':22}{'value':>9}  {'error':>7}  {'constant one':>12}"]
-    beside = found["baselines"]["constant one"]
+    beside = found["baselines"]
+    titles = "  ".join(beside)
+    lines = [f"{'':22}{'value':>9}  {'error':>7}  {titles}"]
     for name, meaning in MEANINGS.items():
         if name in figures:
-            error, base = (_short(table.get(key)) for table, key in ((figures, f"{name}_se"), (beside, name)))
-            lines.append(f"{name:22}{figures[name]:9.4f}  {error:>7}  {base:>12}  {meaning}")
+            error = _short(figures.get(f"{name}_se"))
+            bases = "  ".join(f"{_short(table.get(name)):>{len(title)}}" for title, table in beside.items())
+            lines.append(f"{name:22}{figures[name]:9.4f}  {error:>7}  {bases}  {meaning}")
     for name, each in found["priors"].items():
-        lines.append(f"{f'alpha ({name})':22}{each['alpha']:9.4f}  {each['error']:7.4f}  {'':12}  share of positives")
+        lines.append(
+            f"{f'alpha ({name})':22}{each['alpha']:9.4f}  {each['error']:7.4f}  {'':{len(titles)}}  share of positives"
+        )
     lines.append(
         f"a recall of {wanted['recall']:g} needs the threshold {wanted['threshold']:.4f}, which flags "
         f"{wanted['flagged']:.1%} of the unlabelled"
@@ -151,14 +160,14 @@ def _short(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _elements(run: PURun) -> dict[str, Sequence[str]]:
-    """Return the elements of each crystal; none where the data are gone."""
+def _crystals(run: PURun) -> dict[str, CrystalSummary]:
+    """Return what is known of each crystal; nothing where the data are gone."""
     try:
         crystals = Opening(run.config.pu)(run.config).summaries()  # type: ignore[arg-type]
     except CgnnError as error:
-        warnings.warn(f"no recall by element: {error}", stacklevel=2)
+        warnings.warn(f"no recall by element and no nearest compositions: {error}", stacklevel=2)
         return {}
-    return {crystal.material_id: sorted(crystal.composition) for crystal in crystals}
+    return {crystal.material_id: crystal for crystal in crystals}
 
 
 def _published(path: Path) -> dict[str, float]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cgnn.cli.commands import (
-    BAD_REQUEST,
-    SOME_SET_ASIDE,
+from cgnn.cli.commands import app
+from cgnn.cli.endings import BAD_REQUEST, SOME_SET_ASIDE, crystals_text
+from cgnn.cli.options import (
     Device,
     EngineName,
     Format,
@@ -19,9 +19,7 @@ from cgnn.cli.commands import (
     Strict,
     StructureColumn,
     Workers,
-    _blocks,
-    _crystals_text,
-    app,
+    read_crystals,
 )
 from cgnn.cli.voice import counting, say, show
 from cgnn.errors import ConfigError
@@ -64,7 +62,7 @@ def screen(
         raise ConfigError("nothing to screen: give stages (YAML) and crystals, or --why ID and --output")
     from cgnn.data.store.content import content_key
 
-    crystals = _blocks(candidates, format, id_column, structure_column)
+    crystals = read_crystals(candidates, format, id_column, structure_column)
     funnel = Funnel.load(config, override or [], device)
     source = f"{content_key(candidates)} {format} {id_column} {structure_column}"
     with counting() as counter:
@@ -87,7 +85,7 @@ def _report(found: Screening, strict: bool) -> None:
     unusable = sum(count["before"] - count["after"] for count in counts if count["kind"] in ("read", "predict"))
     if unusable:
         where = next(path.name for path in sorted(found.folder.glob("rejected.*")))
-        say(f"{'error: --strict: ' if strict else ''}{_crystals_text(unusable)} could not be used (listed in {where})")
+        say(f"{'error: --strict: ' if strict else ''}{crystals_text(unusable)} could not be used (listed in {where})")
         raise typer.Exit(BAD_REQUEST if strict else SOME_SET_ASIDE)
 
 

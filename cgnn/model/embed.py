@@ -119,6 +119,24 @@ def atomic_volumes() -> Table:
     return _by_atomic_number(np.where(np.isfinite(molar), 1.66054 * molar, 20.0)[:, None])[:, 0]
 
 
+@cache
+def covalent_radii() -> Table:
+    """Return the covalent radius by atomic number (119,), Å, zero for no atom; 1.5 where it is unknown.
+
+    Source: Cordero et al., Dalton Trans. 2832 (2008), doi:10.1039/b801115j, as pymatgen has them.
+    """
+    radii = [CovalentRadius.radius.get(Element.from_Z(z).symbol, 1.5) for z in range(1, MAX_Z + 1)]
+    return np.array([0.0, *radii])
+
+
+@cache
+def electronegativities() -> Table:
+    """Return Pauling's electronegativity by atomic number (119,), zero for no atom; 1.5 where there is none."""
+    with _Quiet():
+        known = [_number(Element.from_Z(z), "X", False) for z in range(1, MAX_Z + 1)]
+    return np.array([0.0, *np.where(np.isfinite(known), known, 1.5)])
+
+
 def _digits(value: float, low: float, high: float, count: int) -> list[float]:
     """Return a one-hot of ``count`` equal bins from low to high; outer values take the outer bins."""
     digits = [0.0] * count

@@ -72,6 +72,10 @@ def test_fit_score_and_evaluate(cgnn, settings, tmp_path):
     assert figures["bags"] == 4
     assert set(figures["priors"]) == {"best_bin", "elkan_noto"}
     assert "Cu" in figures["elements"]
+    assert set(figures["baselines"]) == {"constant one", "nearest compositions"}
+    assert figures["baselines"]["constant one"]["flagged"] == 1
+    assert 0 < figures["baselines"]["nearest compositions"]["roc_auc_unlabelled"] < 1
+    assert "constant one  nearest compositions" in said.out
     pictures = {path.stem for path in (model / "evaluation").glob("*.png")}
     assert pictures >= {"scores", "recall", "roc", "progress", "elements"}
     probabilities = rows(model / "evaluation" / "probabilities.csv")
