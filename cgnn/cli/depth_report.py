@@ -32,6 +32,7 @@ def write_depth_report(study: Study) -> list[str]:
     found = verdicts(study.rows, names)
     said: list[Verdict | Cure] = [*found, *cures(study.rows, names)]
     lines = [each.text() for each in said]
+    lines += [f"{name} is not in the table: {reason.partition(';')[0]}" for name, reason in study.failed.items()]
     write_json(study.folder / "verdict.json", [vars(each) | {"text": each.text()} for each in said])
     try:
         pictures = _pictures(study)

@@ -57,7 +57,7 @@ class Volume(Descriptor):
         volume = graph.lattice.det().abs() / atoms
         elemental = _mean(self.get_buffer("elemental").index_select(0, graph.z)[:, None], graph)[:, 0]
         features = [(volume.log10() - 1.2) / 0.2, (volume / elemental).log10() / 0.2]
-        return torch.stack(features, dim=1).float()
+        return torch.stack(features, dim=1)
 
 
 class Environments(Descriptor):

@@ -85,6 +85,31 @@ class Residual(Remedy):
         return x + self.strength * layers[-1]
 
 
+class IdentitySkip(Remedy):
+    r"""The features before a layer are added behind the activation instead of before it.
+
+    .. math:: h_{l+1} = s\, h_l + a(m_l + (1 - s)\, h_l)
+
+    (without ``model.residual`` :math:`s\, h_l + a(m_l)`). With s = 1 no activation stands on the way from the embedding
+    to the pooling, so that depth costs neither features nor gradients.
+
+    Source: He et al., Identity mappings in deep residual networks, ECCV 2016, arXiv:1603.05027; for graphs the ResGCN
+        of Li et al., DeepGCNs, ICCV 2019, arXiv:1904.03751, eq. 4.
+    """
+
+    def __init__(self, config: ModelConfig, strength: float) -> None:
+        super().__init__(config, strength)
+        self.has_residual = config.residual
+
+    def mixed(self, x: Tensor, layers: Layers) -> Tensor:
+        """Return what is left of the sum without a share of the layer's input."""
+        return x - self.strength * layers[-1] if self.has_residual else x
+
+    def forward(self, h: Tensor, layers: Layers, graph: Any) -> Tensor:
+        """Return the features with that share of the layer's input."""
+        return h + self.strength * layers[-1]
+
+
 class Dense(Remedy):
     r"""A layer takes the features of all layers before it, concatenated and brought back to the width.
 
@@ -249,6 +274,7 @@ class NoisyNodes(Remedy):
 REMEDIES: dict[str, type[Remedy]] = {
     "none": Remedy,
     "residual": Residual,
+    "identity_skip": IdentitySkip,
     "dense": Dense,
     "initial_residual": InitialResidual,
     "jumping": Jumping,

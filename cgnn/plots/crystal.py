@@ -46,10 +46,12 @@ def structure_graph(
 
         axes = single_axes(figure)
         scheme = _element_colors()
-        _draw_cell(axes, structure.lattice.matrix)
-        _draw_edges(axes, structure, begin, along, scheme)
-        _draw_atoms(axes, structure, begin + along, scheme)
-        _scale_bar(axes)
+        shades = np.array([scheme[site.specie.symbol] for site in structure])
+        draw_cell(axes, structure.lattice.matrix)
+        _draw_edges(axes, structure, begin, along, shades)
+        draw_atoms(axes, structure, begin + along, shades)
+        _element_legend(axes, structure, scheme)
+        draw_scale_bar(axes)
         a, b, c = structure.lattice.abc
         formula = unicodeify(structure.reduced_formula)
         axes.set_title(title or f"{formula}: a = {a:.2f} Å, b = {b:.2f} Å, c = {c:.2f} Å")
@@ -157,7 +159,7 @@ def _element_colors() -> dict[str, Array]:
     return defaultdict(lambda: np.full(3, 0.6), colors)
 
 
-def _draw_lines(axes: Axes, starts: Array, ends: Array, shades: Array, width: float) -> None:
+def draw_lines(axes: Axes, starts: Array, ends: Array, shades: Array, width: float) -> None:
     """Draw straight lines in short pieces, so that each piece is hidden by what lies in front of it."""
     from matplotlib.collections import LineCollection
 
@@ -174,45 +176,61 @@ def _draw_lines(axes: Axes, starts: Array, ends: Array, shades: Array, width: fl
         )
 
 
-def _draw_cell(axes: Axes, lattice: Array) -> None:
+def draw_cell(axes: Axes, lattice: Array) -> None:
+    """Draw the edges of the cell and the names of its vectors, which are the rows of the lattice, Å (3, 3)."""
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=np.float64)
     starts = np.array([corner for corner in corners for axis in range(3) if corner[axis] == 0])
     steps = np.array([np.eye(3)[axis] for corner in corners for axis in range(3) if corner[axis] == 0])
-    _draw_lines(axes, starts @ lattice, (starts + steps) @ lattice, np.full(3, 0.6), width=0.9)
+    draw_lines(axes, starts @ lattice, (starts + steps) @ lattice, np.full(3, 0.6), width=0.9)
     beyond = lattice * (1 + 1.1 / np.linalg.norm(lattice, axis=1, keepdims=True))
     for name, place in zip("abc", _project(beyond)[0], strict=True):
         axes.text(*_pair(place), name, style="italic", ha="center", va="center", zorder=_FRONT)
 
 
-def _elements_at(structure: Structure, points: Array) -> list[str]:
-    """Return the element of the atom, or image of an atom, at each point."""
+def _sites_at(structure: Structure, points: Array) -> NDArray[np.int64]:
+    """Return the number of the atom that is, or has an image, at each point."""
     inside = points @ structure.lattice.inv_matrix
     apart = inside[:, None, :] - structure.frac_coords[None]
-    nearest = np.linalg.norm((apart - np.round(apart)) @ structure.lattice.matrix, axis=2).argmin(axis=1)
-    return [structure[int(site)].specie.symbol for site in nearest]
+    return np.linalg.norm((apart - np.round(apart)) @ structure.lattice.matrix, axis=2).argmin(axis=1)
 
 
-def _draw_edges(axes: Axes, structure: Structure, starts: Array, vectors: Array, scheme: dict[str, Array]) -> None:
+def _draw_edges(axes: Axes, structure: Structure, starts: Array, vectors: Array, shades: Array) -> None:
     """Draw each edge in two halves coloured by its two atoms."""
     if not len(starts):
         return
     for atoms in (starts, starts + vectors):
-        shades = np.array([0.85 * scheme[element] for element in _elements_at(structure, atoms)])
-        _draw_lines(axes, atoms, starts + vectors / 2, shades, width=2.2)
+        draw_lines(axes, atoms, starts + vectors / 2, 0.85 * shades[_sites_at(structure, atoms)], width=2.2)
 
 
-def _draw_atoms(axes: Axes, structure: Structure, ends: Array, scheme: dict[str, Array]) -> None:
-    """Draw atoms, their images on faces and the ends of edges as shaded balls, and a legend."""
-    from matplotlib.lines import Line2D
+def draw_atoms(axes: Axes, structure: Structure, ends: Array, shades: Array, is_named: bool = False) -> None:
+    """Draw atoms, their images on faces and the ends of edges as shaded balls.
+
+    Args:
+        axes: Where.
+        structure: The crystal.
+        ends: Ends of edges, Å (n, 3).
+        shades: Colour of each atom of the cell (N, 3).
+        is_named: Whether the symbol of its element stands on each ball.
+    """
+    from matplotlib.patheffects import withStroke
     from pymatgen.core import Element
 
     points, outside = _visible(structure, ends)
-    elements = _elements_at(structure, points)
-    radii = {element: 0.32 * float(Element(element).atomic_radius or 1.2) for element in set(elements)}
+    sites = _sites_at(structure, points)
     places, heights = _project(points)
-    for element, place, height, pale in zip(elements, places, heights, outside, strict=True):
-        color = 0.35 * scheme[element] + 0.65 if pale else scheme[element]
-        _ball(axes, place, radii[element], color, float(height))
+    for site, place, height, pale in zip(sites.tolist(), places, heights, outside, strict=True):
+        symbol = structure[site].specie.symbol
+        radius = 0.32 * float(Element(symbol).atomic_radius or 1.2)
+        _ball(axes, place, radius, 0.35 * shades[site] + 0.65 if pale else shades[site], float(height))
+        if is_named:
+            front, color = float(height) + radius + 0.01, FAINT if pale else INK
+            text = axes.text(*_pair(place), symbol, ha="center", va="center", fontsize=7, color=color, zorder=front)
+            text.set_path_effects([withStroke(linewidth=2, foreground="white", alpha=0.7)])
+
+
+def _element_legend(axes: Axes, structure: Structure, scheme: dict[str, Array]) -> None:
+    from matplotlib.lines import Line2D
+
     handles = [
         Line2D([], [], marker="o", linestyle="", color=_rgb(scheme[element]), markersize=9, label=element)
         for element in dict.fromkeys(site.specie.symbol for site in structure)
@@ -253,7 +271,8 @@ def _pair(place: Array) -> tuple[float, float]:
     return float(place[0]), float(place[1])
 
 
-def _scale_bar(axes: Axes) -> None:
+def draw_scale_bar(axes: Axes) -> None:
+    """Draw a bar of a round length below all that is drawn."""
     axes.autoscale_view()
     (low, high), bottom = axes.get_xlim(), axes.get_ylim()[0]
     length = max(step for step in (0.5, 1, 2, 5, 10, 20, 50) if step <= max(0.5, 0.3 * (high - low)))

@@ -1,7 +1,9 @@
 import csv
 import json
 
-from cgnn.train.depth.study import TABLE
+from cgnn.config import build
+from cgnn.errors import Stopped
+from cgnn.train.depth.study import TABLE, depth_study
 
 GRID = [f"depth.{entry}" for entry in ("depths=[1,3]", "remedies=[none,pair_norm]", "seeds=[0]")]
 
@@ -36,6 +38,19 @@ def test_depth_leaves_a_table_and_a_report_with_a_verdict(cgnn, config, tmp_path
     taken = cgnn("depth", config, *overridden(), "--output", output)
     assert taken.code == 2
     assert "is not empty" in taken.err
+
+
+def test_a_stopped_study_reports_what_is_done(cgnn, config, tmp_path, monkeypatch):
+    def stopping(settings, folder, *others):
+        depth_study(build(settings.model_dump(mode="json"), ["depth.depths=[1]"]), folder, *others)
+        raise Stopped(15)
+
+    monkeypatch.setattr("cgnn.train.depth.depth_study", stopping)
+    output = tmp_path / "study"
+    result = cgnn("depth", config, *overridden("depth.remedies=[none]"), "--output", output, "--workers", 1)
+    assert result.code == 143, result.err
+    assert result.out.startswith("bulk modulus, none: one depth only, error ")
+    assert (output / "report.html").exists()
 
 
 def test_depth_of_an_unknown_remedy(cgnn, config, tmp_path):

@@ -166,6 +166,15 @@ def test_residual_is_the_layers_own_at_strength_one(batch):
         network("residual", residual=True)
 
 
+@pytest.mark.parametrize("residual", [True, False])
+def test_identity_skip(residual, layers):
+    (h, messages), model = layers, network("identity_skip", 0.4, residual=residual).remedy
+    x = h[2] + messages if residual else messages
+    found = model(softplus(model.mixed(x, h)), h, None)
+    expected = 0.4 * h[2] + softplus(messages + 0.6 * h[2] if residual else messages)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_dense(layers):
     (h, _), model = layers, network("dense", 0.4).double().remedy
     assert model.taken(h[:1]) is h[0]

@@ -4,7 +4,6 @@ The network is randomly initialised and calculates in float64; its settings are 
 """
 
 import gzip
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,134 +12,92 @@ import numpy as np
 import orjson
 import pytest
 import torch
-from ase import Atoms
 from crystals import crystal
 
 from cgnn.config import GraphConfig, ModelConfig
 from cgnn.data.dataset import collate
 from cgnn.graph import GraphBuilder
+from cgnn.graph.build import crystal_arrays
+from cgnn.graph.crystal import Crystal
 from cgnn.model import CrystalGNN
+from cgnn.predict.probing import PERTURBATIONS, Values
+from cgnn.predict.probing.probe import roughness
 from cgnn.targets import Target
 
-Track = Callable[[float], Atoms]
-"""The changed crystal at a place of the scan, from 0 to 1."""
-
-STEPS = 400
 LARGEST_STEP = 20
 """Times the median step: a slope that grows from zero gives 2."""
+SMOOTH_STEP = 1e-3
+"""What remains of a step of a smooth path when its length is halved 24 times is a share of 6e-8, and rounding."""
 
-
-def one_atom_moved(atoms: Atoms, rng: np.random.Generator) -> Track:
-    """0.2 Å along a random direction, from the place of the atom; a step is 5e-4 Å."""
-    direction = rng.normal(size=3)
-    direction /= np.linalg.norm(direction)
-    atom = rng.integers(len(atoms))
-
-    def at(place: float) -> Atoms:
-        moved = atoms.copy()
-        moved.positions[atom] += 5e-4 * STEPS * place * direction
-        return moved
-
-    return at
-
-
-def strained(atoms: Atoms, rng: np.random.Generator) -> Track:
-    """From -5 to 5 % along a random strain."""
-    strain = rng.normal(size=(3, 3))
-    strain += strain.T
-    strain /= np.abs(np.linalg.eigvalsh(strain)).max()
-
-    def at(place: float) -> Atoms:
-        changed = atoms.copy()
-        changed.set_cell(atoms.cell @ (np.eye(3) + 0.1 * (place - 0.5) * strain), scale_atoms=True)
-        return changed
-
-    return at
-
-
-SCANS = {"moved": one_atom_moved, "strained": strained}
+SCANS = {"moved": np.linspace(0, 0.2, 401), "strained": np.linspace(-0.12, 0.12, 401)}
+"""Perturbation -> amplitudes, Å; a step is 5e-4 or 6e-4 Å."""
 
 
 @pytest.fixture(scope="module")
-def real_crystals(real_data: Path) -> list[Atoms]:
+def real_crystals(real_data: Path) -> list[Crystal]:
     return chosen(orjson.loads(gzip.decompress((real_data / "elasticity.json.gz").read_bytes())), 20)
 
 
 @pytest.fixture(scope="module")
-def embedded_crystals(embedded_documents: list[dict[str, Any]]) -> list[Atoms]:
+def embedded_crystals(embedded_documents: list[dict[str, Any]]) -> list[Crystal]:
     return chosen(embedded_documents, 6)
 
 
-def chosen(documents: list[dict[str, Any]], count: int) -> list[Atoms]:
+def chosen(documents: list[dict[str, Any]], count: int) -> list[Crystal]:
     """Return crystals of three to six atoms, evenly from all."""
     fitting = [document for document in documents if 3 <= document["nsites"] <= 6]
-    return [crystal(document) for document in fitting[:: len(fitting) // count][:count]]
+    crystals = [crystal_arrays(crystal(document)) for document in fitting[:: len(fitting) // count][:count]]
+    return [Crystal(*arrays) for arrays in crystals]
 
 
-class Model:
-    """A random network with its graphs; its running statistics come from the crystals."""
-
-    def __init__(self, crystals: list[Atoms], settings: GraphConfig, model: ModelConfig) -> None:
-        self.builder = GraphBuilder(settings)
-        with torch.random.fork_rng():
-            torch.manual_seed(20261121)
-            self.network = CrystalGNN(model, [Target(name="modulus")]).double()
-        graphs = [self.builder.arrays(atoms) for atoms in crystals]
-        with torch.no_grad():
-            for start in 10 * list(range(0, len(graphs), 4)):
-                self.network.train()(collate(graphs[start : start + 4]))
-        self.network.eval()
-
-    @torch.no_grad()
-    def steps(self, path: Track, places: np.ndarray) -> np.ndarray:
-        """Return the sizes of the steps of the raw output from each place to the next."""
-        graphs = [self.builder.arrays(path(place)) for place in places]
-        batches = [collate(graphs[start : start + 100]) for start in range(0, len(graphs), 100)]
-        return np.abs(np.diff(torch.cat([self.network(batch)["modulus"][:, 0] for batch in batches]).numpy()))
+def model(crystals: list[Crystal], settings: GraphConfig, layers: ModelConfig) -> Values:
+    """Return what a random network says; its running statistics come from the crystals."""
+    builder = GraphBuilder(settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(20261121)
+        network = CrystalGNN(layers, [Target(name="modulus")]).double()
+    graphs = [builder.arrays(crystal) for crystal in crystals]
+    with torch.no_grad():
+        for start in 10 * list(range(0, len(graphs), 4)):
+            network.train()(collate(graphs[start : start + 4]))
+    return Values([network], settings)
 
 
 @dataclass
-class Roughness:
+class Scans:
     """Of the scans of some crystals, one entry each."""
 
     over_median: np.ndarray
     """Largest step / median step."""
     jump: np.ndarray
-    """The largest of 50 parts of the most outstanding step, as a share of it: all, if it is a jump."""
+    """What remains of the most outstanding step, looked at closely, as a share of it: all, if it is a jump."""
 
 
-def roughness(
-    crystals: Sequence[Atoms],
+def scans(
+    crystals: list[Crystal],
     settings: GraphConfig,
-    scan: Callable[..., Track],
+    scan: str,
     rng: np.random.Generator,
     layers: ModelConfig | None = None,
-) -> Roughness:
-    model = Model(list(crystals), settings, layers or ModelConfig())
-    places = np.linspace(0, 1, STEPS + 1)
-    ratios, jumps = [], []
-    for atoms in crystals:
-        path = scan(atoms, rng)
-        steps = model.steps(path, places)
-        around = np.maximum(np.append(steps[1:], 0), np.append(0, steps[:-1]))
-        outstanding = int(np.argmax(steps / np.maximum(around, np.median(steps))))
-        parts = model.steps(path, np.linspace(places[outstanding], places[outstanding + 1], 51))
-        ratios.append(steps.max() / np.median(steps))
-        jumps.append(parts.max() / steps[outstanding])
-    return Roughness(np.array(ratios), np.array(jumps))
+) -> Scans:
+    values = model(crystals, settings, layers or ModelConfig())
+    found = [
+        roughness(values, PERTURBATIONS[scan](crystal, settings, rng), SCANS[scan])["modulus"] for crystal in crystals
+    ]
+    return Scans(np.array([each.over_median for each in found]), np.array([each.share for each in found]))
 
 
 @pytest.mark.parametrize("scan", SCANS)
 def test_the_default_has_no_large_steps_in_real_crystals(scan, real_crystals, rng):
-    found = roughness(real_crystals, GraphConfig(), SCANS[scan], rng)
+    found = scans(real_crystals, GraphConfig(), scan, rng)
     assert len(found.over_median) == 20
     assert found.over_median.max() <= LARGEST_STEP
-    assert found.jump.max() < 0.2
+    assert found.jump.max() < SMOOTH_STEP
 
 
 def test_the_plain_twelve_have_large_steps_in_real_crystals(real_crystals, rng):
     """Otherwise the test before could not fail."""
-    found = roughness(real_crystals, GraphConfig(neighbors="cgcnn"), strained, rng)
+    found = scans(real_crystals, GraphConfig(neighbors="cgcnn"), "strained", rng)
     assert found.over_median.max() > LARGEST_STEP
     assert found.jump.max() > 0.9
 
@@ -165,26 +122,26 @@ SHARP = {
 @pytest.mark.parametrize("scan", SCANS)
 @pytest.mark.parametrize("name", SMOOTH)
 def test_no_jumps(name, scan, embedded_crystals, rng):
-    found = roughness(embedded_crystals, SMOOTH[name], SCANS[scan], rng)
-    assert found.jump.max() < 0.2
+    found = scans(embedded_crystals, SMOOTH[name], scan, rng)
+    assert found.jump.max() < SMOOTH_STEP
 
 
 @pytest.mark.parametrize("scan", SCANS)
 @pytest.mark.parametrize("layers", [{"message_depth": 3}, {"edge_updates": True, "message_depth": 2}], ids=str)
 def test_no_jumps_with_edge_updates_and_deeper_messages(layers, scan, embedded_crystals, rng):
     """What a vanishing edge has learned goes nowhere but into its own fading messages."""
-    found = roughness(embedded_crystals, GraphConfig(k=8), SCANS[scan], rng, ModelConfig(**layers))
-    assert found.jump.max() < 0.2
+    found = scans(embedded_crystals, GraphConfig(k=8), scan, rng, ModelConfig(**layers))
+    assert found.jump.max() < SMOOTH_STEP
 
 
 def test_the_default_has_no_large_steps_in_embedded_crystals(embedded_crystals, rng):
-    found = roughness(embedded_crystals, GraphConfig(), one_atom_moved, rng)
+    found = scans(embedded_crystals, GraphConfig(), "moved", rng)
     assert found.over_median.max() <= LARGEST_STEP
 
 
 @pytest.mark.parametrize("name", SHARP)
 def test_strategies_that_cut_do_jump(name, embedded_crystals, rng):
     """Otherwise the test before could not fail."""
-    found = roughness(embedded_crystals, SHARP[name], one_atom_moved, rng)
+    found = scans(embedded_crystals, SHARP[name], "moved", rng)
     assert found.over_median.max() > LARGEST_STEP
     assert found.jump.max() > 0.9

@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 import torch
 
+from cgnn.cli.depth_report import write_depth_report
 from cgnn.config import build
 from cgnn.data.dataset import CrystalDataset
 from cgnn.data.prepare import prepare
-from cgnn.errors import CheckpointError, ConfigError
+from cgnn.errors import CheckpointError, ConfigError, DataError, NumericsError
 from cgnn.model import CrystalGNN
 from cgnn.model.depth import MEASURES, smoothness
 from cgnn.train import Run, train
 from cgnn.train.checkpoint import load_model
-from cgnn.train.depth import cures, depth_study, verdicts
+from cgnn.train.depth import cures, depth_study, read_table, verdicts
 from cgnn.train.depth.study import parameters, planned, width_for
 from cgnn.train.depth.watch import LAYERS_FILE, measurable, read_layers, watching
+from cgnn.train.ways.noisy import Around
 
 GRID = ["depth.depths=[1,2]", "depth.remedies=[none,jumping]", "depth.seeds=[3]", "train.epochs=2"]
 
@@ -111,7 +113,52 @@ def test_an_interrupted_training_leaves_the_same_rows(config, tmp_path):
     assert (tmp_path / "whole" / LAYERS_FILE).read_bytes() == (tmp_path / "killed" / LAYERS_FILE).read_bytes()
 
 
+def test_a_training_interrupted_within_an_epoch_leaves_the_same_rows(small_settings, tmp_path):
+    config = build(small_settings, ["train.epochs=2", "train.checkpoint_every=1"])
+    dataset = dataset_of(config)
+    crystals = measurable(dataset, np.arange(len(dataset)), 4)
+
+    class Fatal(Around):
+        def draw(self, indices, epoch, step):
+            if (epoch, step) == (1, 2):
+                raise Killed
+            return super().draw(indices, epoch, step)
+
+    for name in ("whole", "killed"):
+        around = watching(dataset, crystals, tmp_path / name)
+        if name == "killed":
+            with pytest.raises(Killed, match=r"^$"):
+                train(config, tmp_path / name, around=lambda way, around=around: Fatal(around(way)))
+        train(config, tmp_path / name, name == "killed", around=around)
+    assert (tmp_path / "whole" / LAYERS_FILE).read_bytes() == (tmp_path / "killed" / LAYERS_FILE).read_bytes()
+
+
 # Studies
+
+
+def test_all_depths_and_remedies_come_with_the_first_seed_before_the_next(small_settings):
+    fits = planned(build(small_settings, [*GRID, "depth.seeds=[3,4]"]))
+    assert [fit.name for fit in fits] == [
+        f"{remedy}-depth-{depth}-seed-{seed}" for seed in (3, 4) for depth in (1, 2) for remedy in ("none", "jumping")
+    ]
+
+
+def test_a_fit_whose_numbers_become_infinite_does_not_stop_the_others(small_settings, tmp_path, monkeypatch):
+    def diverging(config, *place, **named):
+        if config.model.depth == 1:
+            raise NumericsError("the loss became nan in epoch 1, step 2; the last state before it is kept")
+        return train(config, *place, **named)
+
+    monkeypatch.setattr("cgnn.train.depth.study.train", diverging)
+    config = build(small_settings, [*GRID, "depth.remedies=[none]"])
+    study = depth_study(config, tmp_path / "study", workers=1)
+    assert {row["depth"] for row in study.rows} == {2}
+    assert list(study.failed) == ["none-depth-1-seed-3"]
+    again = depth_study(config, tmp_path / "study", resume=True, workers=1)
+    assert again.failed == study.failed
+    assert write_depth_report(again)[-1] == (
+        "none-depth-1-seed-3 is not in the table: the loss became nan in epoch 1, step 2"
+    )
 
 
 def test_a_study_leaves_a_run_for_each_fit_and_a_row_for_each_layer(small_settings, tmp_path):
@@ -133,6 +180,9 @@ def test_a_study_leaves_a_run_for_each_fit_and_a_row_for_each_layer(small_settin
         assert float(written["mad"]) == pytest.approx(row["mad"], rel=1e-6)
         assert np.isnan(row["gradient"]) == (row["layer"] == 0)
         assert all(np.isfinite(row[name]) for name in MEASURES)
+    for row, read in zip(study.rows, read_table(study.folder / "depth.csv"), strict=True):
+        assert read.pop("remedy") == row["remedy"]
+        assert read == pytest.approx({name: row[name] for name in read}, rel=1e-6, nan_ok=True)
 
     before = {path: path.stat().st_mtime_ns for path in (study.folder / "fits").rglob("*") if path.is_file()}
     more = build(small_settings, [*GRID, "depth.depths=[1,2,3]"])
@@ -160,6 +210,8 @@ def test_side_by_side_and_after_a_kill_the_table_is_the_same(small_settings, tmp
 
     with pytest.raises(Killed, match=r"^$"):
         depth_study(config, tmp_path / "two", workers=1, report=kill)
+    with open(tmp_path / "two" / "depth.csv", newline="") as handle:
+        assert {row["depth"] for row in csv.DictReader(handle)} == {"1"}  # what is done so far
     for place in (tmp_path / "two", tmp_path / "three"):
         two = depth_study(config, place, resume=place.exists(), workers=2)
         for row, other in zip(one.rows, two.rows, strict=True):
@@ -195,6 +247,14 @@ def test_fixed_parameters_choose_the_width(small_settings):
 def test_what_can_not_be_studied_is_said_at_the_door(changes, message, small_settings, tmp_path):
     with pytest.raises(ConfigError, match=message):
         depth_study(build(small_settings, [*GRID, *changes]), tmp_path / "study")
+
+
+def test_a_table_of_something_else_is_refused(tmp_path):
+    (tmp_path / "other.csv").write_text("depth,seed\n1,2\n")
+    (tmp_path / "empty.csv").write_text("")
+    for name, message in (("other", "no column"), ("empty", "no column"), ("none", "No such file")):
+        with pytest.raises(DataError, match=message):
+            read_table(tmp_path / f"{name}.csv")
 
 
 # Verdicts

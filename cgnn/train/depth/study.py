@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -19,15 +17,13 @@ from cgnn.config import Config, DepthConfig, build
 from cgnn.data.dataset import CrystalDataset
 from cgnn.data.engines.choice import processors
 from cgnn.data.prepare import Watch
-from cgnn.data.tables import TableWriter
-from cgnn.errors import CheckpointError, ConfigError, choose
+from cgnn.errors import CheckpointError, ConfigError, NumericsError, choose
 from cgnn.files import write_json
 from cgnn.model import CrystalGNN
-from cgnn.model.depth import MEASURES
 from cgnn.model.remedies import REMEDIES
-from cgnn.targets import Target
 from cgnn.train.checkpoint import load_model
-from cgnn.train.depth.watch import LAYERS_FILE, measurable, read_layers, watching
+from cgnn.train.depth.table import Row, rows_of, write_table
+from cgnn.train.depth.watch import measurable, watching
 from cgnn.train.ensembles.member import Member
 from cgnn.train.ensembles.side_by_side import Group, Parts, Report, in_processes, one_by_one
 from cgnn.train.metrics import evaluate
@@ -36,23 +32,23 @@ from cgnn.train.run import begin, check_folder, predict_part, train
 FITS, FIT_FILE, TABLE = "fits", "depth.json", "depth.csv"
 TRAIN_SCORED = 2000
 """So many training crystals at most tell the training error."""
-STEPS = ("gradient", "gradient_start", "update")
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A finished study.
+    """A study, or as much of it as is done.
 
     Args:
         folder: Where it lies.
         config: Its settings.
         rows: The table, a row per depth, remedy, seed and layer (0: the embedding).
+        failed: Name of a fit that has no rows, because its numbers became infinite -> what was said of it.
     """
 
     folder: Path
     config: Config
     rows: list[Row]
+    failed: dict[str, str]
 
 
 class Fit(Member):
@@ -84,7 +80,8 @@ def depth_study(
 ) -> Study:
     """Fit networks of all depths, remedies and seeds of ``depth``, and leave ``depth.csv``.
 
-    Each fit is a run in a folder below ``fits``; a fit that was interrupted goes on where it stood.
+    Each fit is a run in a folder below ``fits``; a fit that was interrupted goes on where it stood. The table is
+    written anew after each fit.
 
     Args:
         config: All settings.
@@ -114,14 +111,47 @@ def depth_study(
         raise ConfigError("data: no crystal of the test part has two inequivalent sites, nothing can be measured")
     left = tuple(fit for fit in fits if not (folder / FITS / fit.name / FIT_FILE).exists())
     names = [fit.name for fit in fits]
+
+    def note(number: int) -> bool:
+        written(config, folder)
+        return False
+
     group = Group(config, crystals.dataset, crystals.parts, folder / FITS, left, workers or processors(), work=_fit)
+    group = replace(group, enough=note)
     if report is not None:
         group = replace(group, report=lambda number: report(names[number]))
     is_on_cpu = config.train.device == "cpu" or not torch.cuda.is_available()
     (in_processes if is_on_cpu and group.workers > 1 and len(left) > 1 else one_by_one)(group)
-    rows = [row for fit in fits for row in rows_of(folder / FITS / fit.name, fit)]
-    write_table(folder / TABLE, rows)
-    return Study(folder, config, rows)
+    return written(config, folder)
+
+
+def finished(config: Config, folder: str | Path) -> Study:
+    """Return what is done of a study, in the order of its fits; its rows may be none.
+
+    Args:
+        config: All settings.
+        folder: Where it lies.
+    """
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    for fit in planned(config):
+        place = Path(folder) / FITS / fit.name
+        if not (place / FIT_FILE).exists():
+            continue
+        found = orjson.loads((place / FIT_FILE).read_bytes())
+        if "failed" in found:
+            failed[fit.name] = found["failed"]
+        else:
+            rows += rows_of(place, fit.config, fit.remedy, found)
+    return Study(Path(folder), config, rows, failed)
+
+
+def written(config: Config, folder: Path) -> Study:
+    """Return what is done of a study, after writing its table anew."""
+    study = finished(config, folder)
+    if study.rows:
+        write_table(folder / TABLE, study.rows)
+    return study
 
 
 def _check_same(config: Config, folder: Path) -> None:
@@ -138,7 +168,7 @@ _GROWING = {"depth.depths", "depth.remedies", "depth.seeds"}
 
 
 def planned(config: Config) -> tuple[Fit, ...]:
-    """Return the fits of a study, shallow ones first.
+    """Return the fits of a study: all depths and remedies with the first seed, shallow ones first, then the next seed.
 
     Raises:
         ConfigError: No such remedy, or settings that a study can't have.
@@ -150,7 +180,7 @@ def planned(config: Config) -> tuple[Fit, ...]:
         raise ConfigError("model.remedy: a study of depth sets it itself; name it under depth.remedies")
     fits: list[Fit] = []
     widths: dict[tuple[int, str], int] = {}
-    for depth, seed, remedy in product(study.depths, study.seeds, study.remedies):
+    for seed, depth, remedy in product(study.seeds, study.depths, study.remedies):
         values = config.model_dump(mode="json") | {"depth": None}
         values["model"] |= _layers(remedy) | {"depth": depth}
         values["train"] |= {"seed": seed, "threads": config.train.threads or 1}
@@ -193,14 +223,18 @@ def width_for(config: Config, wanted: int) -> int:
 def _fit(
     config: Config, dataset: CrystalDataset, parts: Parts, folder: Path, report: Report | None, member: Member
 ) -> None:
-    """Fit one network of a study in a folder of its own name; a finished one is left as it is."""
+    """Fit one network of a study in a folder of its own name, or note that its numbers became infinite."""
     assert isinstance(member, Fit)
     place = folder.parent / member.name
     study = config.depth or DepthConfig()
     crystals = measurable(dataset, parts["test"], study.crystals)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there is to say of the data was said once, for all fits
-        run = train(member.config, place, True, report, around=watching(dataset, crystals, place))
+        try:
+            run = train(member.config, place, True, report, around=watching(dataset, crystals, place))
+        except NumericsError as error:  # deep networks without a remedy may: the others go on
+            write_json(place / FIT_FILE, {"failed": str(error)})
+            return
     (model,), info = load_model(run.model_file)
     some = parts["train"]
     if len(some) > TRAIN_SCORED:
@@ -217,43 +251,3 @@ def _fit(
             "seconds": sum(row["seconds"] for row in run.history),
         },
     )
-
-
-def score_of(target: Target) -> str:
-    """Return the score by which depths are compared: the error on the learned scale, or the log loss of classes."""
-    if target.task != "regression":
-        return "log_loss"
-    return "mae" if target.transform == "none" else f"mae_{target.transform}"
-
-
-def rows_of(place: Path, fit: Fit) -> Iterator[Row]:
-    """Yield a row for each layer of a finished fit, as it was in the epoch of the model.
-
-    ``gradient`` and ``update`` are means over the epochs, ``gradient_start`` is that of the first step of all.
-    """
-    found = orjson.loads((place / FIT_FILE).read_bytes())
-    metrics = orjson.loads((place / "metrics.json").read_bytes()) | {"train": found["train"]}
-    epochs = read_layers(place / LAYERS_FILE)
-    best = next(row for row in epochs if row["epoch"] == found["best_epoch"])
-    model = fit.config.model
-    errors = {
-        f"{part}_{target.name}": metrics[part][target.name].get(score_of(target), math.nan)
-        for part in ("train", "val", "test")
-        for target in fit.config.targets
-    }
-    steps = [row for row in epochs if "gradient" in row]
-    for layer in range(model.depth + 1):
-        row: Row = {"depth": model.depth, "remedy": fit.remedy, "seed": fit.config.train.seed, "layer": layer}
-        row |= {"width": model.width, "parameters": found["parameters"]}
-        row |= {name: best[name][layer] for name in MEASURES}
-        row |= dict.fromkeys(STEPS, math.nan)
-        if layer and steps:
-            row |= {name: float(np.mean([each[name][layer - 1] for each in steps])) for name in ("gradient", "update")}
-            row["gradient_start"] = steps[0]["gradient"][layer - 1]
-        yield row | errors | {"epoch": found["best_epoch"], "seconds": found["seconds"]}
-
-
-def write_table(path: Path, rows: list[Row]) -> None:
-    """Write the rows of a study, all or nothing."""
-    with TableWriter(path, {"seconds": "s"}) as table:
-        table.add({name: [row[name] for row in rows] for name in rows[0]})

@@ -44,8 +44,8 @@ class WatchedLayers(Around):
     """Measures the layers of a network while it learns; what is learned stays the same to the last bit.
 
     In the first step of each epoch the gradient and the update of each layer are noted, at its end the smoothness
-    of the network that predicts. The rows lie in `LAYERS_FILE`. An epoch that is taken up in its middle has no
-    gradients.
+    of the network that predicts. The rows lie in `LAYERS_FILE`, and what was noted of an epoch that is taken up in its
+    middle is found there; only one that was interrupted between its first and its second step has no gradients.
 
     Args:
         way: The way of learning.
@@ -57,15 +57,15 @@ class WatchedLayers(Around):
     def __init__(self, way: Method, dataset: CrystalDataset, crystals: Indices, folder: Path) -> None:
         super().__init__(way)
         self.dataset, self.crystals, self.path = dataset, crystals, folder / LAYERS_FILE
-        self._epoch = self._step = 0
+        self._epoch = self._step = -1
         self._watch: LayerWatch | None = None
         self._steps: Row = {}
 
     def draw(self, indices: Indices, epoch: int, step: int) -> Indices:
         """Note where training stands; the step before has moved the weights."""
         self._end_step()
-        if step == 0:
-            self._steps = {}
+        if step == 0 or epoch != self._epoch:
+            self._steps = {} if step == 0 else self._noted(epoch)
         self._epoch, self._step = epoch, step
         return super().draw(indices, epoch, step)
 
@@ -83,9 +83,7 @@ class WatchedLayers(Around):
         found = smoothness(
             model, (self.dataset.batch(part).to(device) for part in by_edges(self.dataset, self.crystals))
         )
-        row = {"epoch": self._epoch + 1, **{name: each.mean(1).tolist() for name, each in found.items()}, **self._steps}
-        rows = [row for row in read_layers(self.path) if row["epoch"] <= self._epoch]
-        write_bytes(self.path, b"".join(orjson.dumps(row) + b"\n" for row in [*rows, row]))
+        self._write({name: each.mean(1).tolist() for name, each in found.items()} | self._steps)
         return super().validate(model, batches)
 
     def _end_step(self) -> None:
@@ -93,6 +91,18 @@ class WatchedLayers(Around):
             layers = self._watch.end()
             self._steps = {name: [layer[name] for layer in layers] for name in ("gradient", "update")}
             self._watch = None
+            self._write(self._steps)
+
+    def _write(self, values: Row) -> None:
+        """Leave what is known of the epoch, after the rows of those before it."""
+        rows = [row for row in read_layers(self.path) if row["epoch"] <= self._epoch]
+        rows.append({"epoch": self._epoch + 1, **values})
+        write_bytes(self.path, b"".join(orjson.dumps(row) + b"\n" for row in rows))
+
+    def _noted(self, epoch: int) -> Row:
+        """Return the gradients and updates of an epoch that another process has begun."""
+        found = [row for row in read_layers(self.path) if row["epoch"] == epoch + 1]
+        return {name: row[name] for row in found for name in ("gradient", "update") if name in row}
 
 
 def read_layers(path: Path) -> list[Row]:
