@@ -75,8 +75,9 @@ def test_the_commands_and_examples_run_as_they_stand(place: Path, capsys: pytest
                 main(words)
             said.append(words[0])
     ours = ["predict", "predict", "derive", "train", "train", "screen"]
+    looked = ["probe", "explain", "embed"]
     last = ["prepare", "train", "predict", "profile", "cv"]
-    assert said == ["train", "evaluate", "predict", "info", *ours, "train", *last]
+    assert said == ["train", "evaluate", "predict", "info", *ours, *looked, "train", *last]
     shown = capsys.readouterr().out
     assert re.search(r"material_id +bulk_modulus +(?:bulk_modulus_std .*)?shear_modulus\b.*\s+0 +crystal-0 +\d", shown)
     assert (place / "predictions.csv").is_file()
