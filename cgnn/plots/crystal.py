@@ -45,7 +45,7 @@ def structure_graph(
         from pymatgen.util.string import unicodeify
 
         axes = single_axes(figure)
-        scheme = _element_colors()
+        scheme = element_colors()
         _draw_cell(axes, structure.lattice.matrix)
         _draw_edges(axes, structure, begin, along, scheme)
         _draw_atoms(axes, structure, begin + along, scheme)
@@ -146,7 +146,7 @@ def _project(points: Array) -> tuple[Array, Array]:
     return points @ np.stack([right, np.cross(toward, right)], axis=1), points @ toward
 
 
-def _element_colors() -> dict[str, Array]:
+def element_colors() -> dict[str, Array]:
     """Return Jmol's colour (red, green, blue; 0 to 1) of each element; grey for others."""
     from importlib.resources import files
 
@@ -174,17 +174,22 @@ def _draw_lines(axes: Axes, starts: Array, ends: Array, shades: Array, width: fl
         )
 
 
-def _draw_cell(axes: Axes, lattice: Array) -> None:
+def cell_edges(lattice: Array) -> tuple[Array, Array]:
+    """Return both ends (12, 3), Å, of the edges of a cell with these lattice vectors (3, 3)."""
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=np.float64)
     starts = np.array([corner for corner in corners for axis in range(3) if corner[axis] == 0])
     steps = np.array([np.eye(3)[axis] for corner in corners for axis in range(3) if corner[axis] == 0])
-    _draw_lines(axes, starts @ lattice, (starts + steps) @ lattice, np.full(3, 0.6), width=0.9)
+    return starts @ lattice, (starts + steps) @ lattice
+
+
+def _draw_cell(axes: Axes, lattice: Array) -> None:
+    _draw_lines(axes, *cell_edges(lattice), np.full(3, 0.6), width=0.9)
     beyond = lattice * (1 + 1.1 / np.linalg.norm(lattice, axis=1, keepdims=True))
     for name, place in zip("abc", _project(beyond)[0], strict=True):
         axes.text(*_pair(place), name, style="italic", ha="center", va="center", zorder=_FRONT)
 
 
-def _elements_at(structure: Structure, points: Array) -> list[str]:
+def elements_at(structure: Structure, points: Array) -> list[str]:
     """Return the element of the atom, or image of an atom, at each point."""
     inside = points @ structure.lattice.inv_matrix
     apart = inside[:, None, :] - structure.frac_coords[None]
@@ -197,7 +202,7 @@ def _draw_edges(axes: Axes, structure: Structure, starts: Array, vectors: Array,
     if not len(starts):
         return
     for atoms in (starts, starts + vectors):
-        shades = np.array([0.85 * scheme[element] for element in _elements_at(structure, atoms)])
+        shades = np.array([0.85 * scheme[element] for element in elements_at(structure, atoms)])
         _draw_lines(axes, atoms, starts + vectors / 2, shades, width=2.2)
 
 
@@ -206,8 +211,8 @@ def _draw_atoms(axes: Axes, structure: Structure, ends: Array, scheme: dict[str,
     from matplotlib.lines import Line2D
     from pymatgen.core import Element
 
-    points, outside = _visible(structure, ends)
-    elements = _elements_at(structure, points)
+    points, outside = visible_atoms(structure, ends)
+    elements = elements_at(structure, points)
     radii = {element: 0.32 * float(Element(element).atomic_radius or 1.2) for element in set(elements)}
     places, heights = _project(points)
     for element, place, height, pale in zip(elements, places, heights, outside, strict=True):
@@ -220,7 +225,7 @@ def _draw_atoms(axes: Axes, structure: Structure, ends: Array, scheme: dict[str,
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _visible(structure: Structure, ends: Array) -> tuple[Array, NDArray[np.bool_]]:
+def visible_atoms(structure: Structure, ends: Array) -> tuple[Array, NDArray[np.bool_]]:
     """Return the places of all atoms to draw, once each, and which of them lie outside the cell."""
     cells = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
     wrapped = structure.frac_coords - np.floor(structure.frac_coords + 1e-3)
