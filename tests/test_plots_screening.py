@@ -12,8 +12,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from cgnn.errors import ConfigError, DataError
-from cgnn.plots import save
-from cgnn.plots import ashby_page
+from cgnn.plots import ashby_page, save
 from cgnn.plots.ashby import KNOWN, NAMED, Materials, ashby
 from cgnn.plots.ashby_page import write_page
 from cgnn.plots.crystal_page import write_crystal_pages
