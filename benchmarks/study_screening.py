@@ -88,7 +88,9 @@ def pool_of(model: str, parts: Sequence[str], data: Path = DATA / "elasticity.js
         "id": np.array(ids)[usable],
         "truth": _hardness(truth[MODULI[0]][usable], truth[MODULI[1]][usable]),
         "plain": _hardness(bulk, shear),
+        "bulk": bulk,
         "shear": shear,
+        **{f"true_{name}": values[usable] for name, values in zip(("bulk", "shear"), truth.values(), strict=True)},
         "draws": _hardness(*samples),
     }
 

@@ -101,3 +101,38 @@ def test_a_run_is_tested_on_what_it_has_not_seen(
     assert set(found["id"]) <= {*split.val, *split.test}
     assert len(found["id"]) > 10
     assert found["draws"].shape == (len(found["id"]), screening.DRAWS)
+
+
+def test_measured_hardness_is_held_against_both_moduli(studies: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import study_vickers
+
+    values = study_vickers.measured()
+    assert len(values) >= 30
+    assert values["mp-611426"] == ("C", 96.0)
+    known = {"id": ["mp-611426", "mp-149", "other"], "true_bulk": [436, 89, 1], "true_shear": [523, 62, 1],
+             "bulk": [436, 89, 1], "shear": [523, 50, 1]}  # fmt: skip
+    result = study_vickers.compare({name: np.array(column) for name, column in known.items()}, values)
+    assert (result["crystals"], result["mean"]) == (2, 54.0)
+    errors = result["relations"]["hardness_teter"]
+    assert errors["true"][0] == pytest.approx((abs(0.151 * 523 - 96) + abs(0.151 * 62 - 12)) / 2)
+    assert errors["added"][0] == pytest.approx(0.151 * 12 / 2)
+    text = study_vickers.table({**result, "source": "made up"})
+    assert text.count("\n") == 3 + len(study_vickers.HARDNESS)
+
+
+def test_hardness_of_true_moduli_errs_as_little_as_said(studies: Any, real_data: Path) -> None:
+    import gzip
+
+    import study_vickers
+
+    documents = json.loads(gzip.decompress((real_data / "elasticity.json.gz").read_bytes()))
+    moduli = {d["material_id"]: (d["bulk_modulus"]["vrh"], d["shear_modulus"]["vrh"], d["formula_pretty"])
+              for d in documents}  # fmt: skip
+    values = study_vickers.measured()
+    names = [name for name in values if name in moduli]
+    assert len(names) >= 30
+    K, G = (np.array([moduli[name][place] for name in names]) for place in (0, 1))
+    pool = {"id": np.array(names), "true_bulk": K, "true_shear": G, "bulk": K, "shear": G}
+    errors = study_vickers.compare(pool, values)["relations"]["hardness_mo"]
+    assert errors["true"][0] == pytest.approx(4.3, abs=0.7)  # issue 6: about 4.3 GPa
+    assert errors["added"][0] == 0.0
