@@ -85,6 +85,9 @@ def _report(found: Screening, strict: bool, link: str) -> None:
     shown = [name for name in ("rank", "material_id", "formula", *_of_interest(list(table.columns))) if name in table]
     if len(table):
         show(table[shown].head(_SHOWN).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    emptied = next((count for count in counts if count["before"] and not count["after"]), None)
+    if emptied is not None:
+        say(f"no finalists: stage {emptied['stage']!r} dropped all {_crystals_text(emptied['before'])} (--why ID)")
     from cgnn.cli.screen_pictures import write_pictures
 
     written = write_pictures(found, link)

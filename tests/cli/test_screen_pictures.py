@@ -65,6 +65,17 @@ def test_without_hardness_there_is_only_the_funnel(cgnn: Run, carbides: Path, tm
     assert "ashby" not in found.err
 
 
+def test_an_empty_short_list_says_which_stage_emptied_it(cgnn: Run, carbides: Path, tmp_path: Path) -> None:
+    stages, output = tmp_path / "screen.yaml", tmp_path / "screen"
+    rules = [{"kind": "filter", "rule": "hull < 0.1"}, {"kind": "rank", "by": "value", "of": "density"}]
+    stages.write_text(yaml.safe_dump({"columns": {"hull": "energy_above_hul"}, "stages": rules}))
+    found = cgnn("screen", stages, carbides, "--output", output, "--engine", "serial")
+    assert found.code == 0, found.err
+    assert "warning: columns.hull: no crystal of the input has a number 'energy_above_hul'" in found.err
+    assert "no finalists: stage 'filter' dropped all 30 crystals (--why ID)" in found.err
+    assert (output / "funnel.png").is_file()
+
+
 def test_without_plotly_the_picture_stays(
     cgnn: Run, carbides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
