@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from cgnn.plots.ashby import Materials
 
-PICTURE, PAGE, FUNNEL = "ashby.png", "ashby.html", "funnel.png"
+PICTURE, PAGE, FUNNEL, HITS = "ashby.png", "ashby.html", "funnel.png", "hits.png"
 _DETAILS = ("bulk_modulus", "shear_modulus", "novelty")
 """Columns that the page tells besides, where they are there."""
 
 
 def write_pictures(found: Screening, link: str = "") -> list[Path]:
-    """Write ``funnel.png``, and of crystals with hardness and toughness ``ashby.png``, ``ashby.html``.
+    """Write ``funnel.png``, ``hits.png``, and of crystals with hardness and toughness ``ashby.png``, ``ashby.html``.
 
     Beside each finalist's CIF lies a page on which it can be turned; a click on it in the diagram leads there. Without
     matplotlib or plotly pictures are left out with a warning.
@@ -38,6 +38,7 @@ def write_pictures(found: Screening, link: str = "") -> list[Path]:
     written: list[Path] = []
     try:
         _draw_funnel(found)
+        _draw_hits(found)
         drawn = _materials(found)
         if drawn is not None:
             _write_diagram(found, *drawn, link, written)
@@ -51,6 +52,22 @@ def _draw_funnel(found: Screening) -> None:
     from cgnn.plots.screening import funnel
 
     save(funnel([(count["stage"], count["after"]) for count in found.counts]), found.folder / FUNNEL)
+
+
+def _draw_hits(found: Screening) -> None:
+    """Draw in how many of the crystals that the first ranking kept each element is."""
+    from cgnn.plots import save
+    from cgnn.plots.screening import PLACES, periodic_table
+
+    kinds = [count["kind"] for count in found.counts]
+    first = kinds.index("rank")
+    early = {count["stage"] for count in found.counts[: first + 1]}
+    frame = found.reached_ranking(["chemical_system"])
+    kept = frame[~frame["stage"].isin(early)]["chemical_system"].str.split("-").explode().value_counts()
+    hits = {str(element): float(count) for element, count in kept.items() if element in PLACES}
+    if hits:
+        title = f"elements of what {found.counts[first]['stage']!r} kept"
+        save(periodic_table(hits, "crystals", title=title), found.folder / HITS)
 
 
 def _materials(found: Screening) -> tuple[Materials, list[int]] | None:

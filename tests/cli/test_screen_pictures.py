@@ -53,6 +53,7 @@ def test_pictures(cgnn: Run, carbides: Path, tmp_path: Path) -> None:
         assert name.removesuffix(".html") + ".cif" in [path.name for path in (output / "finalists").iterdir()]
     assert (output / "ashby.png").stat().st_size > 20_000
     assert (output / "funnel.png").stat().st_size > 10_000
+    assert (output / "hits.png").stat().st_size > 10_000
 
 
 def test_without_hardness_there_is_only_the_funnel(cgnn: Run, carbides: Path, tmp_path: Path) -> None:
@@ -61,6 +62,7 @@ def test_without_hardness_there_is_only_the_funnel(cgnn: Run, carbides: Path, tm
     found = cgnn("screen", stages, carbides, "--output", output, "--engine", "serial")
     assert found.code == 0, found.err
     assert (output / "funnel.png").is_file()
+    assert (output / "hits.png").is_file()
     assert not list(output.glob("ashby*"))
     assert "ashby" not in found.err
 
@@ -74,6 +76,7 @@ def test_an_empty_short_list_says_which_stage_emptied_it(cgnn: Run, carbides: Pa
     assert "warning: columns.hull: no crystal of the input has a number 'energy_above_hul'" in found.err
     assert "no finalists: stage 'filter' dropped all 30 crystals (--why ID)" in found.err
     assert (output / "funnel.png").is_file()
+    assert not (output / "hits.png").exists()
 
 
 def test_without_plotly_the_picture_stays(
