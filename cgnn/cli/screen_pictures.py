@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cgnn.plots.ashby import Materials
 
 PICTURE, PAGE, FUNNEL, HITS = "ashby.png", "ashby.html", "funnel.png", "hits.png"
+PAGES = 100
+"""So many finalists get a page."""
 _DETAILS = ("bulk_modulus", "shear_modulus", "novelty")
 """Columns that the page tells besides, where they are there."""
 
@@ -25,8 +27,8 @@ _DETAILS = ("bulk_modulus", "shear_modulus", "novelty")
 def write_pictures(found: Screening, link: str = "") -> list[Path]:
     """Write ``funnel.png``, ``hits.png``, and of crystals with hardness and toughness ``ashby.png``, ``ashby.html``.
 
-    Beside each finalist's CIF lies a page on which it can be turned; a click on it in the diagram leads there. Without
-    matplotlib or plotly pictures are left out with a warning.
+    Beside the CIF of each of the first finalists lies a page on which it can be turned; a click on it in the diagram
+    leads there. Without matplotlib or plotly pictures are left out with a warning.
 
     Args:
         found: The screen.
@@ -119,24 +121,24 @@ def _write_diagram(found: Screening, materials: Materials, short: list[int], lin
     save(ashby(materials, short), found.folder / PICTURE)
     written.append(found.folder / PICTURE)
     pages = _write_crystals(found)
-    links = {row: pages[materials.ids[row]] for row in short}
+    links = {row: pages[materials.ids[row]] for row in short if materials.ids[row] in pages}
     write_page(found.folder / PAGE, materials, short, link=link, links=links)
     written.append(found.folder / PAGE)
 
 
 def _write_crystals(found: Screening) -> dict[str, str]:
-    """Write a page for each finalist; return where they lie, by id, seen from the folder."""
+    """Write a page for each of the first finalists; return where they lie, by id, seen from the folder."""
     from cgnn.plots.crystal_page import write_crystal_pages
 
-    table, files, structures = found.table, found.finalist_files(), found.structures()
+    table, files, structures = found.table, found.finalist_files(), found.structures(PAGES)
     units = table.attrs["units"]
     shown = [name for name in table.columns if name.startswith(("hardness", "toughness", *_DETAILS[:2]))]
     shown = [name for name in shown if not name.endswith(("_std", "_lower", "_upper", "_p5", "_p50", "_p95"))]
     crystals = {}
-    for row in table.to_dict("records"):
+    for row in table.head(PAGES).to_dict("records"):
         name = row["material_id"]
         values = ", ".join(f"{_titled(column, {})} {row[column]:.3g} {units.get(column, '')}" for column in shown)
         crystals[files[name].name] = (structures[name], f"{row['rank']}  {row['formula']} ({name})\n{values}")
     folder = next(iter(files.values())).parent if files else found.folder
     write_crystal_pages(folder, crystals)
-    return {name: f"{path.parent.name}/{path.name}.html" for name, path in files.items()}
+    return {name: f"{folder.name}/{files[name].name}.html" for name in structures}

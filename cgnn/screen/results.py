@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,13 +81,14 @@ class Screening:
         frame.attrs["counts"] = self.counts
         return frame
 
-    def structures(self) -> dict[str, Any]:
-        """Return the finalists as pymatgen ``Structure`` by their ids, the best first."""
+    def structures(self, first: int | None = None) -> dict[str, Any]:
+        """Return the finalists as pymatgen ``Structure`` by their ids, the best first; all, or so many of them."""
         from pymatgen.core import Structure
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of thirds, of which a CIF holds eight digits
-            return {name: Structure.from_file(f"{path}.cif") for name, path in self.finalist_files().items()}
+            files = islice(self.finalist_files().items(), first)
+            return {name: Structure.from_file(f"{path}.cif") for name, path in files}
 
     def finalist_files(self) -> dict[str, Path]:
         """Return where the files of finalists lie, without their ending, by their ids, the best first."""

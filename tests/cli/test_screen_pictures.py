@@ -56,6 +56,18 @@ def test_pictures(cgnn: Run, carbides: Path, tmp_path: Path) -> None:
     assert (output / "hits.png").stat().st_size > 10_000
 
 
+def test_only_the_first_finalists_get_pages(
+    cgnn: Run, carbides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cgnn.cli.screen_pictures.PAGES", 2)
+    stages, output = tmp_path / "screen.yaml", tmp_path / "screen"
+    stages.write_text(yaml.safe_dump({"stages": STAGES}))
+    assert cgnn("screen", stages, carbides, "--output", output, "--engine", "serial").code == 0
+    pages = sorted(path.name[:3] for path in (output / "finalists").glob("*.html"))
+    assert pages == ["001", "002"]
+    assert len(list((output / "finalists").glob("*.cif"))) == 3
+
+
 def test_without_hardness_there_is_only_the_funnel(cgnn: Run, carbides: Path, tmp_path: Path) -> None:
     stages, output = tmp_path / "screen.yaml", tmp_path / "screen"
     stages.write_text(yaml.safe_dump({"stages": [{"kind": "rank", "by": "value", "of": "density", "keep": 2}]}))
