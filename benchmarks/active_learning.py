@@ -30,7 +30,7 @@ RESULTS = STUDIES / "active.jsonl"
 DOCUMENT, NAME = "docs/screening.md", "active"
 CONFIG = ROOT / "configs" / "elasticity-fast.yaml"
 WAYS = ("value", "lower_bound", "probability", "expected_improvement")
-SHARES = (0.5, 0.9, 1.0)
+SHARES = (0.5, 0.8)
 PLAN = ("start", "batch", "rounds", "share", "epochs")
 """What makes simulations comparable, beside their crystals."""
 SETTINGS = ["data.split.val=0.15", "data.split.test=0.0", "train.threads=1", "train.device=cpu", "model.spread=true"]
@@ -65,20 +65,24 @@ def table(lines: list[dict[str, Any]]) -> str:
     sizes = sorted({(line["size"], line["best"], line["start"], line["batch"], line["epochs"]) for line in lines})
     out = []
     for size, best, start, batch, epochs in sizes:
-        mine = [line for line in lines if (line["size"], line["start"], line["batch"]) == (size, start, batch)]
+        key = {"size": size, "start": start, "batch": batch, "epochs": epochs}
+        mine = [line for line in lines if all(line[name] == value for name, value in key.items())]
+        last = min(line["evaluated"][-1] for line in mine)
         out += [
             f"{size:,} crystals, of which the {best} hardest are looked for; {start} known at first, {batch} more each "
             f"round, {epochs} epochs.",
             "",
-            "| ranking | " + " | ".join(f"{share:.0%} found after" for share in SHARES) + " | seeds |",
-            "| " + " | ".join(["---"] * (len(SHARES) + 2)) + " |",
+            f"| ranking | {' | '.join(f'{share:.0%} found after' for share in SHARES)} | found after {last} | seeds |",
+            "| " + " | ".join(["---"] * (len(SHARES) + 3)) + " |",
         ]
         for by in dict.fromkeys(line["by"] for line in mine):
             runs = [_simulation(line) for line in mine if line["by"] == by]
             cells = [_cell([run.needed(share) for run in runs]) for share in SHARES]
+            cells.append(f"{_cell([run.found[run.evaluated.index(last)] for run in runs])} of {best}")
             out.append(f"| {by} | {' | '.join(cells)} | {len(runs)} |")
         order = Simulation(size, best, (), ())
-        out.append("| random order | " + " | ".join(f"{order.needed_at_random(s):.0f}" for s in SHARES) + " | exact |")
+        cells = [f"{order.needed_at_random(share):.0f}" for share in SHARES]
+        out.append(f"| random order | {' | '.join(cells)} | {best * last / size:.1f} of {best} | exact |")
         out.append("")
     return "\n".join(out).strip()
 

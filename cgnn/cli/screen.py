@@ -34,6 +34,7 @@ ScreenSettings = Annotated[Path | None, typer.Argument(help="Stages (YAML), such
 Candidates = Annotated[Path | None, typer.Argument(help="Crystals: a file or a folder.")]
 Why = Annotated[str | None, typer.Option("--why", metavar="ID", help="Say what became of a crystal of --output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the screen in --output.")]
+Link = Annotated[str, typer.Option("--link", metavar="URL", help="Where a click on a crystal leads; {id} is its id.")]
 
 
 @app.command()
@@ -44,6 +45,7 @@ def screen(
     why: Why = None,
     override: Overrides = None,
     resume: Resume = False,
+    link: Link = "",
     device: Device = "auto",
     format: Format = "auto",
     id_column: IdColumn = None,
@@ -69,10 +71,10 @@ def screen(
         found = funnel.run(
             crystals, output, resume=resume, engine=engine, workers=workers, counter=counter, source=source
         )
-    _report(found, strict)
+    _report(found, strict, link)
 
 
-def _report(found: Screening, strict: bool) -> None:
+def _report(found: Screening, strict: bool, link: str) -> None:
     """Print the counts and the first finalists; end with the code that says whether crystals could not be read."""
     counts = found.counts
     width = max(len(count["stage"]) for count in counts)
@@ -81,7 +83,13 @@ def _report(found: Screening, strict: bool) -> None:
     shown = [name for name in ("rank", "material_id", "formula", *_of_interest(list(table.columns))) if name in table]
     if len(table):
         show(table[shown].head(_SHOWN).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    say(f"finalists: {found.folder / 'ranked.csv'}")
+    emptied = next((count for count in counts if count["before"] and not count["after"]), None)
+    if emptied is not None:
+        say(f"no finalists: stage {emptied['stage']!r} dropped all {crystals_text(emptied['before'])} (--why ID)")
+    from cgnn.cli.screen_pictures import write_pictures
+
+    written = write_pictures(found, link)
+    say(f"finalists: {', '.join(map(str, [found.folder / 'ranked.csv', *written]))}")
     unusable = sum(count["before"] - count["after"] for count in counts if count["kind"] in ("read", "predict"))
     if unusable:
         where = next(path.name for path in sorted(found.folder.glob("rejected.*")))

@@ -70,7 +70,7 @@ INDICES: dict[str, Index] = {
     "damage_tolerance": Index(
         {"toughness": 1.0, "hardness": -1.0},
         "deforms rather than cracks: the inverse of the brittleness H / K_IC",
-        "Lawn & Marshall, J. Am. Ceram. Soc. 62, 347 (1979), doi:10.1111/j.1151-2916.1979.tb19075.x",
+        "Lawn & Marshall, J. Am. Ceram. Soc. 62, 347 (1979)",
     ),
     "fracture_energy": Index({"toughness": 2.0, "youngs_modulus": -1.0}, "takes much energy to break", _ASHBY),
     "failure_strain": Index({"toughness": 1.0, "youngs_modulus": -1.0}, "bears much strain before it breaks", _ASHBY),

@@ -155,9 +155,9 @@ RELATIONS: dict[str, Relation] = {
         "",
         _MODULI,
         "gamma = 3/2 (1 + nu) / (2 - 3 nu)",
-        "Belomestnykh & Tesleva, Tech. Phys. 49, 1098 (2004)",
+        "Belomestnykh, Tech. Phys. Lett. 30, 91 (2004)",
         "polycrystals, within about 15 %",
-        "10.1134/1.1787679",
+        "10.1134/1.1666949",
     ),
     "conductivity_clarke": Relation(
         thermal.conductivity_clarke,

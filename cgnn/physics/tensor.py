@@ -109,7 +109,7 @@ def is_stable(tensor: ArrayLike) -> NDArray[np.bool_]:
     Args:
         tensor: C (GPa), (..., 6, 6).
 
-    Source: Born, Proc. Camb. Phil. Soc. 36, 160 (1940), doi:10.1017/S0305004100017138.
+    Source: Born, Proc. Camb. Phil. Soc. 36, 160 (1940).
     """
     return np.asarray((np.linalg.eigvalsh(stiffness(tensor)) > 0).all(axis=-1))
 

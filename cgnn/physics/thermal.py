@@ -34,8 +34,9 @@ def gruneisen(bulk: ArrayLike, shear: ArrayLike) -> Array:
     Raises:
         DataError: A modulus is not above zero.
 
-    Source: Belomestnykh & Tesleva, Tech. Phys. 49, 1098 (2004), doi:10.1134/1.1787679; quasi-isotropic polycrystals,
-    within about 15 % of thermal data.
+    Source: Belomestnykh, Tech. Phys. Lett. 30, 91 (2004), doi:10.1134/1.1666949, written with the velocities of sound;
+    with nu Belomestnykh & Tesleva, Tech. Phys. 49, 1098 (2004). Quasi-isotropic polycrystals, within about 15 % of
+    thermal data.
     """
     nu = poisson_ratio(bulk, shear)
     return np.asarray(1.5 * (1 + nu) / (2 - 3 * nu))
@@ -110,8 +111,8 @@ def conductivity_slack(
         DataError: An argument is not above zero.
 
     Source: Slack, J. Phys. Chem. Solids 34, 321 (1973), doi:10.1016/0022-3697(73)90092-9; A by Julian, Phys. Rev. 137,
-    A128 (1965), doi:10.1103/PhysRev.137.A128, as in Morelli & Slack (2006), doi:10.1007/0-387-25100-6_2. Crystals whose
-    heat is carried by acoustic phonons that scatter each other, near and above a third of theta.
+    A128 (1965), as in Morelli & Slack (2006), doi:10.1007/0-387-25100-6_2. Crystals whose heat is carried by acoustic
+    phonons that scatter each other, near and above a third of theta.
     """
     V, n = positive("volume per atom", volume_per_atom), positive("atoms per cell", atoms_per_cell)
     mass = positive("density", density) * V * (1e-27 / DALTON)

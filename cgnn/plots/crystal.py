@@ -45,7 +45,7 @@ def structure_graph(
         from pymatgen.util.string import unicodeify
 
         axes = single_axes(figure)
-        scheme = _element_colors()
+        scheme = element_colors()
         shades = np.array([scheme[site.specie.symbol] for site in structure])
         draw_cell(axes, structure.lattice.matrix)
         _draw_edges(axes, structure, begin, along, shades)
@@ -148,7 +148,7 @@ def _project(points: Array) -> tuple[Array, Array]:
     return points @ np.stack([right, np.cross(toward, right)], axis=1), points @ toward
 
 
-def _element_colors() -> dict[str, Array]:
+def element_colors() -> dict[str, Array]:
     """Return Jmol's colour (red, green, blue; 0 to 1) of each element; grey for others."""
     from importlib.resources import files
 
@@ -176,18 +176,23 @@ def draw_lines(axes: Axes, starts: Array, ends: Array, shades: Array, width: flo
         )
 
 
-def draw_cell(axes: Axes, lattice: Array) -> None:
-    """Draw the edges of the cell and the names of its vectors, which are the rows of the lattice, Å (3, 3)."""
+def cell_edges(lattice: Array) -> tuple[Array, Array]:
+    """Return both ends (12, 3), Å, of the edges of a cell with these lattice vectors (3, 3)."""
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=np.float64)
     starts = np.array([corner for corner in corners for axis in range(3) if corner[axis] == 0])
     steps = np.array([np.eye(3)[axis] for corner in corners for axis in range(3) if corner[axis] == 0])
-    draw_lines(axes, starts @ lattice, (starts + steps) @ lattice, np.full(3, 0.6), width=0.9)
+    return starts @ lattice, (starts + steps) @ lattice
+
+
+def draw_cell(axes: Axes, lattice: Array) -> None:
+    """Draw the edges of the cell and the names of its vectors, which are the rows of the lattice, Å (3, 3)."""
+    draw_lines(axes, *cell_edges(lattice), np.full(3, 0.6), width=0.9)
     beyond = lattice * (1 + 1.1 / np.linalg.norm(lattice, axis=1, keepdims=True))
     for name, place in zip("abc", _project(beyond)[0], strict=True):
         axes.text(*_pair(place), name, style="italic", ha="center", va="center", zorder=_FRONT)
 
 
-def _sites_at(structure: Structure, points: Array) -> NDArray[np.int64]:
+def sites_at(structure: Structure, points: Array) -> NDArray[np.int64]:
     """Return the number of the atom that is, or has an image, at each point."""
     inside = points @ structure.lattice.inv_matrix
     apart = inside[:, None, :] - structure.frac_coords[None]
@@ -199,7 +204,7 @@ def _draw_edges(axes: Axes, structure: Structure, starts: Array, vectors: Array,
     if not len(starts):
         return
     for atoms in (starts, starts + vectors):
-        draw_lines(axes, atoms, starts + vectors / 2, 0.85 * shades[_sites_at(structure, atoms)], width=2.2)
+        draw_lines(axes, atoms, starts + vectors / 2, 0.85 * shades[sites_at(structure, atoms)], width=2.2)
 
 
 def draw_atoms(axes: Axes, structure: Structure, ends: Array, shades: Array, is_named: bool = False) -> None:
@@ -215,8 +220,8 @@ def draw_atoms(axes: Axes, structure: Structure, ends: Array, shades: Array, is_
     from matplotlib.patheffects import withStroke
     from pymatgen.core import Element
 
-    points, outside = _visible(structure, ends)
-    sites = _sites_at(structure, points)
+    points, outside = visible_atoms(structure, ends)
+    sites = sites_at(structure, points)
     places, heights = _project(points)
     for site, place, height, pale in zip(sites.tolist(), places, heights, outside, strict=True):
         symbol = structure[site].specie.symbol
@@ -238,7 +243,7 @@ def _element_legend(axes: Axes, structure: Structure, scheme: dict[str, Array]) 
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _visible(structure: Structure, ends: Array) -> tuple[Array, NDArray[np.bool_]]:
+def visible_atoms(structure: Structure, ends: Array) -> tuple[Array, NDArray[np.bool_]]:
     """Return the places of all atoms to draw, once each, and which of them lie outside the cell."""
     cells = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
     wrapped = structure.frac_coords - np.floor(structure.frac_coords + 1e-3)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from cgnn.data.engines import run as run_engine
@@ -116,6 +118,7 @@ class Funnel:
                 for size in results:
                     if counter:
                         counter(size)
+            self._warn_of_columns(shelf)
             write_results(folder, self.settings, self._ending.run(shelf, self._before), shelf, self.known)
         shelf.discard()
         return Screening(folder)
@@ -163,6 +166,12 @@ class Funnel:
             "crystals": source,
             "excluded ids": sorted(self._exclude),
         }
+
+    def _warn_of_columns(self, shelf: Shelf) -> None:
+        """Warn of columns of the input that no crystal has: a misspelt name would drop all of them one by one."""
+        for name, source in self.settings.columns.items():
+            if all(np.isnan(shelf.read(number, [f"c.{name}"])[f"c.{name}"]).all() for number in shelf.numbers()):
+                warnings.warn(f"columns.{name}: no crystal of the input has a number {source!r}", stacklevel=3)
 
     def _results(self, crystals: Crystals, shelf: Shelf, engine: str, workers: int) -> Generator[int, None, None]:
         """Put the results of the blocks that are not done on the shelf; yield how many crystals each had."""

@@ -44,7 +44,8 @@ def screen(
         rules: What a crystal must fulfil, such as ``"toughness_mo > 2 and not metal"``.
         top: How many are kept.
         of: Column that is ranked by, or several for Pareto fronts.
-        by: An entry of `cgnn.screen.RANKINGS`; ``lower_bound`` by default, ``pareto`` for several columns.
+        by: An entry of `cgnn.screen.RANKINGS`; by default ``pareto`` for several columns, ``probability`` where
+            there is a threshold, else ``value`` (docs/screening.md says which found the hardest).
         threshold: For ``probability`` and ``expected_improvement``.
         properties: Entries of `cgnn.physics.RELATIONS` to derive from the moduli; none with ``()``.
         unique: How duplicates are told, an entry of `SAMENESS`; None where they stay.
@@ -68,7 +69,8 @@ def screen(
     stages += [{"kind": "filter", "rule": rule} for rule in ([rules] if isinstance(rules, str) else rules)]
     stages += [{"kind": "unique", "by": unique}] if unique else []
     columns = of if isinstance(of, str) else list(of)
-    how = by or ("lower_bound" if isinstance(of, str) else "pareto")
+    alone = "value" if threshold is None else "probability"
+    how = by or (alone if isinstance(of, str) else "pareto")
     stages.append({"kind": "rank", "by": how, "of": columns, "keep": top, "threshold": threshold})
     funnel = Funnel(build_screen({"stages": stages}))
     is_path = isinstance(structures, str | Path)

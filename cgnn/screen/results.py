@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,13 +81,38 @@ class Screening:
         frame.attrs["counts"] = self.counts
         return frame
 
-    def structures(self) -> dict[str, Any]:
-        """Return the finalists as pymatgen ``Structure`` by their ids, the best first."""
+    def structures(self, first: int | None = None) -> dict[str, Any]:
+        """Return the finalists as pymatgen ``Structure`` by their ids, the best first; all, or so many of them."""
         from pymatgen.core import Structure
 
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of thirds, of which a CIF holds eight digits
+            files = islice(self.finalist_files().items(), first)
+            return {name: Structure.from_file(f"{path}.cif") for name, path in files}
+
+    def finalist_files(self) -> dict[str, Path]:
+        """Return where the files of finalists lie, without their ending, by their ids, the best first."""
         ids = list(self.table["material_id"])
-        paths = [self.folder / FINALISTS / f"{name}.cif" for name in _file_names(ids)]
-        return {name: Structure.from_file(str(path)) for name, path in zip(ids, paths, strict=True)}
+        return dict(zip(ids, (self.folder / FINALISTS / name for name in _file_names(ids)), strict=True))
+
+    def reached_ranking(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Return columns of all crystals that came as far as the first ranking, those that it dropped included.
+
+        Args:
+            columns: Their names; those that no crystal has are left out. ``material_id`` and ``stage``, ``""`` for
+                finalists, come along.
+        """
+        import pandas as pd
+        import pyarrow.parquet as pq
+
+        counts = self.counts
+        first = next(place for place, count in enumerate(counts) if count["kind"] in ("unique", "rank"))
+        reached = {"", *(count["stage"] for count in counts[first:])}
+        path = self.folder / CANDIDATES
+        there = pq.read_schema(path).names
+        wanted = ["material_id", "stage", *(name for name in columns if name in there)]
+        frame = pd.read_parquet(path, columns=wanted, filters=[("stage", "in", reached)])
+        return frame.reset_index(drop=True)
 
     def why(self, material_id: str) -> str:
         """Return what became of a crystal; several lines where its id came several times.

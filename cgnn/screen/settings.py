@@ -64,7 +64,7 @@ class RankStage(_Stage):
     """Crystals are put in order, and only the first go on."""
 
     kind: Literal["rank"] = "rank"
-    by: str = "lower_bound"
+    by: str = "value"
     """An entry of ``cgnn.screen.ranking.RANKINGS``."""
     of: str | Annotated[tuple[str, ...], Field(min_length=1)]
     """A column, or several for ``pareto``."""

@@ -158,7 +158,8 @@ class Derive:
         correlation = known.correlations.get((bulk, shear), 0.0)
         moduli = Moduli(bulk, shear, correlation, settings.draws) if has_both else None
         endings = ("", *QUANTILES) if moduli else ("",)
-        units = {f"{name}{ending}": choose(RELATIONS, name, "derived property").unit
+        what = f"derived property (stage {settings.name!r})"
+        units = {f"{name}{ending}": choose(RELATIONS, name, what).unit
                  for name in settings.properties for ending in endings}  # fmt: skip
         step = cls(settings.name, settings.properties, bulk, shear, moduli)
         more = {"atoms_per_cell": ""} if step.needs_cell else {}

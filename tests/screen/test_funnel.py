@@ -355,7 +355,7 @@ def test_screen_in_one_call(blocks: list[Finished], tmp_path: Path) -> None:
     structures = [item.structure for item in items]
     table = screen(structures, rules="bulk_modulus > 50", top=4, of="youngs_modulus", properties=["youngs_modulus"])
     assert len(table) == 4
-    assert (np.diff(table["youngs_modulus_p16"]) <= 0).all()
+    assert (np.diff(table["youngs_modulus_p50"]) <= 0).all()
     assert table.attrs["units"]["youngs_modulus"] == "GPa"
     assert table.attrs["counts"][-1]["after"] == 4
     diamond = Structure.from_spacegroup("Fd-3m", Lattice.cubic(3.567), ["C"], [[0, 0, 0]])
