@@ -10,12 +10,14 @@ import time
 import traceback
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from cgnn.config import Config
 from cgnn.data.dataset import CrystalDataset
@@ -104,6 +106,8 @@ def one_by_one(group: Group) -> None:
 def in_processes(group: Group) -> None:
     """Fit members side by side, each in a process of its own; go on where they stand.
 
+    Where there are several GPUs, each process sees one of them, and without a number there are as many as GPUs.
+
     SIGINT and SIGTERM let every member save its state.
 
     Raises:
@@ -114,8 +118,9 @@ def in_processes(group: Group) -> None:
     has_enough = [group.has_enough(member) for member in group.members if member not in waiting]
     if any(has_enough):
         return
-    size = group.workers or processors()
-    crew = _Crew(group, waiting)
+    devices = gpus(group.config)
+    size = group.workers or (len(devices) if len(devices) > 1 else processors())
+    crew = _Crew(group, waiting, devices)
     with deferred_signals() as stop:
         try:
             while waiting or crew.running:
@@ -131,6 +136,14 @@ def in_processes(group: Group) -> None:
         raise Stopped(stop.number)
     if crew.error:
         raise crew.error
+
+
+def gpus(config: Config) -> list[str]:
+    """Return the names of the GPUs that processes share out, as ``CUDA_VISIBLE_DEVICES`` has them."""
+    if config.train.device == "cpu" or not torch.cuda.is_available():
+        return []
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _is_finished(group: Group, member: Member) -> bool:
@@ -161,10 +174,12 @@ class _Crew:
     Args:
         group: The members.
         waiting: Those that have their turn later; one whose process died may come back to it.
+        devices: GPUs, of which each process sees the one that fewest others see.
     """
 
-    def __init__(self, group: Group, waiting: deque[Member]) -> None:
-        self.group, self.waiting = group, waiting
+    def __init__(self, group: Group, waiting: deque[Member], devices: Sequence[str]) -> None:
+        self.group, self.waiting, self.devices = group, waiting, devices
+        self._device_of: dict[Connection, str] = {}
         self.running: dict[Connection, tuple[Member, Any]] = {}
         self.error: Exception | None = None
         self.has_enough = False
@@ -178,6 +193,10 @@ class _Crew:
         ours, theirs = self._context.Pipe()
         folder = self.group.folder / str(member.number)
         environment = {name: value for name, value in os.environ.items() if name.startswith("CGNN_")}
+        if self.devices:
+            taken = Counter(self._device_of.values())
+            self._device_of[ours] = min(self.devices, key=lambda name: taken[name])
+            environment["CUDA_VISIBLE_DEVICES"] = self._device_of[ours]
         group = self.group
         job = _Job(group.config, group.parts_of(member), folder, member, group.work, group.reopen, environment)
         process = self._context.Process(target=_work, args=(theirs, job), daemon=True)
@@ -235,6 +254,7 @@ class _Crew:
 
     def _end(self, connection: Connection) -> None:
         del self.running[connection]
+        self._device_of.pop(connection, None)
         connection.close()
 
 
