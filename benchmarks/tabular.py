@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
-from pymatgen.core import Element
 
 from cgnn.config import Config, load
 from cgnn.data.dataset import CrystalDataset, by_edges
@@ -30,6 +27,7 @@ from cgnn.data.prepare import prepare
 from cgnn.data.split import PARTS, split
 from cgnn.graph.fields import distances
 from cgnn.model.descriptors import ElementStatistics, Volume
+from cgnn.model.embed import covalent_radii, electronegativities
 from cgnn.targets import TRANSFORMS, Target
 from cgnn.train.metrics import Baseline, evaluate, to_text
 
@@ -164,16 +162,8 @@ def _mean(values: Array, crystal: Indices, count: Indices) -> Array:
     return np.bincount(crystal, values, minlength=len(count)) / count
 
 
-def _by_element(value: Callable[[Element], float]) -> Array:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pymatgen says of each unknown electronegativity that it is unknown
-        return np.array([np.nan, *(value(Element.from_Z(z)) for z in range(1, 119))])
-
-
-RADII = _by_element(lambda element: CovalentRadius.radius.get(element.symbol, 1.5))
-"""Covalent radius, Å."""
-ELECTRONEGATIVITY = np.nan_to_num(_by_element(lambda element: element.X), nan=1.5)
-"""Pauling's; 1.5 where there is none."""
+RADII, ELECTRONEGATIVITY = covalent_radii(), electronegativities()
+"""By atomic number: Å, and Pauling's scale."""
 
 
 def scores(config: Config, models: Sequence[str] = tuple(MODELS)) -> tuple[str, dict[str, dict[str, float]]]:

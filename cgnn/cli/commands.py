@@ -193,7 +193,7 @@ def prepare(
     from cgnn.data.engines import applied
     from cgnn.data.prepare import build, open_prepared
 
-    settings = _graphread_settings(config, override)
+    settings = _graph_settings(config, override)
     source = _data_settings(data, output, format, id_column, structure_column)
     build(output, source, settings, counted, applied(engine, workers))
     store = open_prepared(output, settings)
@@ -267,7 +267,7 @@ def _run(arguments: Sequence[str]) -> int:
         return FAILED
 
 
-def _graphread_settings(config: Path | None, override: list[str] | None) -> GraphConfig:
+def _graph_settings(config: Path | None, override: list[str] | None) -> GraphConfig:
     from cgnn.config import build, load
 
     if config is not None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from cgnn.errors import MissingPackageError
 from cgnn.files import write_text
+from cgnn.model.embed import covalent_radii
 from cgnn.plots.crystal import cell_edges, element_colors, sites_at, visible_atoms
 from cgnn.plots.style import FAINT, Array
 
@@ -90,9 +91,9 @@ def _lines(go: Any, starts: Array, ends: Array, color: str, width: float) -> Any
 
 def _bonds(points: Array, elements: list[str]) -> tuple[Array, Array]:
     """Return both ends of bonds between points, by covalent radii."""
-    from pymatgen.analysis.local_env import CovalentRadius
+    from pymatgen.core import Element
 
-    radii = np.array([CovalentRadius.radius.get(element, 1.5) for element in elements])
+    radii = covalent_radii()[[Element(element).Z for element in elements]]
     apart = np.linalg.norm(points[:, None] - points[None], axis=2)
     first, second = np.nonzero(np.triu(apart < _BONDED * (radii[:, None] + radii[None]), k=1))
     return points[first], points[second]
