@@ -65,7 +65,7 @@ INDICES: dict[str, Index] = {
     "wear_resistance": Index(
         {"hardness": 0.5, "toughness": 0.75},
         "abrasive wear by lateral cracks is slow",
-        "Evans & Marshall, Fundamentals of Friction and Wear (1981), p. 439",
+        "Evans & Wilshaw, Acta Metall. 24, 939 (1976)",
     ),
     "damage_tolerance": Index(
         {"toughness": 1.0, "hardness": -1.0},
