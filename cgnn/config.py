@@ -138,9 +138,15 @@ class ModelConfig(_Strict):
     """Entries of ``cgnn.model.descriptors.DESCRIPTORS``: features of whole crystals beside the pooled ones."""
     spread: bool = False
     """Heads of regression targets also learn how large their errors are, crystal by crystal."""
+    head: str = "layers"
+    """What a head is made of, an entry of ``cgnn.model.heads.NETS``."""
     head_width: int = Field(default=128, ge=1)
     head_depth: int = Field(default=1, ge=0)
     """Hidden layers of a head."""
+    trees: int = Field(default=400, ge=1, le=10_000)
+    """``head: trees``: their number."""
+    leaves: int = Field(default=48, ge=2, le=1024)
+    """``head: trees``: leaves of a tree at most."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
-from cgnn.errors import choose
+from cgnn.errors import ConfigError, choose
 from cgnn.graph.fields import CrystalGraph
 from cgnn.model.network import CrystalGNN
 from cgnn.targets import Target
@@ -95,7 +95,12 @@ def attribute(
         target: Name of the target.
         way: Entry of `WAYS`.
         points: Places on the path.
+
+    Raises:
+        ConfigError: The heads are trees, which have no slope.
     """
+    if any(member.has_trees for member in members):
+        raise ConfigError("the model's heads are boosted trees (model.head), which have no gradients to attribute by")
     rule = choose(WAYS, way, "way of attribution")(points)
     twins = [copy.deepcopy(member).cpu().double().eval() for member in members]  # in double precision nothing is fused
     asked = next(each for each in twins[0].targets if each.name == target)

@@ -253,7 +253,7 @@ class Arrangements(Sites):
         """Return asymmetry, direction, volume and spread of the distances of atoms (N, 4)."""
         unit = around.vector / around.distance[:, None].clamp(min=1e-6)
         asymmetry = around.means(unit).square().sum(dim=1)
-        Q = around.means((unit[:, :, None] * unit[:, None, :]).flatten(1)).unflatten(1, (3, 3))
+        Q = around.means((unit[:, :, None] * unit[:, None, :]).flatten(1)).reshape(-1, 3, 3)
         direction = Q.square().sum(dim=(1, 2))
         # a product of vectors, because the gradient of det is not defined where Q is singular
         volume = 27 * (Q[:, 0] * torch.linalg.cross(Q[:, 1], Q[:, 2])).sum(dim=1)
@@ -315,23 +315,26 @@ class CrystalDescriptors(nn.Module):
 
     Args:
         names: Entries of `DESCRIPTORS`.
-        width: Features per crystal F.
+        width: Features per crystal F; None for the descriptors themselves (B, P).
         dropout: Share of the hidden features that is dropped in training.
     """
 
-    def __init__(self, names: Sequence[str], width: int, dropout: float = 0.0) -> None:
+    def __init__(self, names: Sequence[str], width: int | None, dropout: float = 0.0) -> None:
         super().__init__()
         parts = [choose(DESCRIPTORS, name, "descriptor")() for name in names]
         self.parts = nn.ModuleList(parts)
-        inputs = sum(part.outputs for part in parts)
-        self.net = nn.Sequential(
-            nn.Linear(inputs, 2 * width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
-        )
+        self.outputs = sum(part.outputs for part in parts) if width is None else width
+        self.net: nn.Sequential | None = None
+        if width is not None:
+            inputs = sum(part.outputs for part in parts)
+            self.net = nn.Sequential(
+                nn.Linear(inputs, 2 * width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
+            )
 
     def forward(self, graph: Any) -> Tensor:
         """Return crystal features (B, F) of a batch."""
         features = torch.cat([part(graph) for part in self.parts], dim=1)
-        return self.net(features.to(next(self.net.parameters()).dtype))
+        return features if self.net is None else self.net(features.to(next(self.net.parameters()).dtype))
 
 
 def _statistics(values: Tensor, graph: Any) -> Tensor:
@@ -346,7 +349,7 @@ def counts(graph: Any) -> Tensor:
     """Return the number of atoms of each element in each crystal (B, MAX_Z + 1)."""
     number = torch.zeros(graph.num_graphs * (MAX_Z + 1), dtype=torch.int64, device=graph.z.device)
     place = graph.batch * (MAX_Z + 1) + graph.z
-    return number.index_add(0, place, torch.ones_like(place)).unflatten(0, (graph.num_graphs, MAX_Z + 1))
+    return number.index_add(0, place, torch.ones_like(place)).reshape(graph.num_graphs, -1)
 
 
 def _common_divisor(number: Tensor) -> Tensor:

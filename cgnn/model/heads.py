@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cgnn.config import ModelConfig
-from cgnn.errors import choose
+from cgnn.errors import ConfigError, choose
 from cgnn.model.conv import ACTIVATIONS
+from cgnn.model.trees import BoostedTrees
 from cgnn.targets import TRANSFORMS, Target
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -23,6 +24,26 @@ LOSSES: dict[str, Loss] = {
     "huber": lambda x, y: functional.huber_loss(x, y, reduction="none"),
 }
 """Losses per label on the scaled values, for regression."""
+
+
+def _layers(config: ModelConfig, outputs: int) -> nn.Module:
+    layers: list[nn.Module] = [choose(ACTIVATIONS, config.activation, "activation")()]
+    width = config.width
+    for _ in range(config.head_depth):
+        layers += [nn.Linear(width, config.head_width), ACTIVATIONS[config.activation]()]
+        layers += [nn.Dropout(config.dropout)] if config.dropout else []
+        width = config.head_width
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+def _trees(config: ModelConfig, outputs: int) -> nn.Module:
+    if outputs > 1:
+        raise ConfigError("model.head trees: not for targets of several classes")
+    return BoostedTrees(config.trees, config.leaves)
+
+
+NETS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {"layers": _layers, "trees": _trees}
+"""From features to raw outputs: layers that are trained, or boosted trees over pooled features and descriptors."""
 
 
 class Head(nn.Module):
@@ -38,17 +59,7 @@ class Head(nn.Module):
     def __init__(self, target: Target, config: ModelConfig) -> None:
         super().__init__()
         self.target = target
-        self.net = self._layers(config, self.outputs)
-
-    @staticmethod
-    def _layers(config: ModelConfig, outputs: int) -> nn.Sequential:
-        layers: list[nn.Module] = [choose(ACTIVATIONS, config.activation, "activation")()]
-        width = config.width
-        for _ in range(config.head_depth):
-            layers += [nn.Linear(width, config.head_width), ACTIVATIONS[config.activation]()]
-            layers += [nn.Dropout(config.dropout)] if config.dropout else []
-            width = config.head_width
-        return nn.Sequential(*layers, nn.Linear(width, outputs))
+        self.net = choose(NETS, config.head, "head")(config, self.outputs)
 
     def forward(self, h: Tensor) -> Tensor:
         """Return raw outputs (n, outputs) of features (n, F)."""
@@ -97,7 +108,7 @@ class Regression(Head):
 
     def __init__(self, target: Target, config: ModelConfig) -> None:
         super().__init__(target, config)
-        self.spread = self._layers(config, 1) if config.spread else None
+        self.spread = _layers(config, 1) if config.spread else None
         self.register_buffer("mean", torch.zeros(1))
         self.register_buffer("std", torch.ones(1))
 
@@ -117,16 +128,16 @@ class Regression(Head):
         losses = self.scores(raw, labels, loss)
         if self.spread is None:
             return losses
-        error, scale = (raw[:, 0] - self._scaled(labels, raw)).detach().abs(), self._scale(raw)
+        error, scale = (raw[:, 0] - self.scaled(labels).to(raw.dtype)).detach().abs(), self._scale(raw)
         return losses + scale.detach() * (error / scale + scale.log())
 
     def scores(self, raw: Tensor, labels: Tensor, loss: str) -> Tensor:
         """Return the loss of the values alone (n,)."""
-        return choose(LOSSES, loss, "loss")(raw[:, 0], self._scaled(labels, raw))
+        return choose(LOSSES, loss, "loss")(raw[:, 0], self.scaled(labels).to(raw.dtype))
 
-    def _scaled(self, labels: Tensor, raw: Tensor) -> Tensor:
-        learned = TRANSFORMS[self.target.transform].forward(labels)
-        return ((learned - self.mean) / self.std).to(raw.dtype)
+    def scaled(self, labels: Tensor) -> Tensor:
+        """Return labels as raw outputs are to be (n,)."""
+        return (TRANSFORMS[self.target.transform].forward(labels) - self.mean) / self.std
 
     def _scale(self, raw: Tensor) -> Tensor:
         return functional.softplus(raw[:, 1]) + self._SMALLEST

@@ -106,9 +106,9 @@ class CrystalGNN(nn.Module):
             EdgeUpdate(config.width, edge_width, config.activation) for _ in range(updates)
         )
         self.pool = choose(POOLINGS, config.pooling, "pooling")(config.width)
-        self.descriptors = (
-            CrystalDescriptors(config.descriptors, config.width, config.dropout) if config.descriptors else None
-        )
+        self.has_trees = config.head == "trees"
+        width = None if self.has_trees else config.width
+        self.descriptors = CrystalDescriptors(config.descriptors, width, config.dropout) if config.descriptors else None
         self.heads = nn.ModuleDict(
             # keyed by field: a module can't hold one called "type" or "values"
             {target.field: choose(HEADS, target.task, "task")(target, config) for target in targets}
@@ -187,7 +187,12 @@ class CrystalGNN(nn.Module):
     def crystal_features(self, h: Tensor, graph: Any) -> Tensor:
         """Return the features of crystals (B, F) that their heads see, of atom features (N, F)."""
         pooled = self.pool(h, graph.batch, graph.num_graphs)
-        return pooled + self.descriptors(graph) if self.descriptors is not None else pooled
+        if self.descriptors is None:
+            return pooled
+        beside = self.descriptors(graph).to(pooled.dtype)
+        if not self.has_trees:
+            return pooled + beside
+        return torch.cat([pooled, beside], dim=1) if len(self.convs) else beside
 
     def folded(self) -> CrystalGNN:
         """Return a copy for prediction with the pair normalisations taken into the weights: less work, same numbers."""
@@ -248,3 +253,10 @@ def raw_outputs(model: CrystalGNN, batches: Iterable[Any]) -> dict[str, Tensor]:
     """Return the raw outputs of several batches, one after another, by target name."""
     parts = [model(batch) for batch in batches]
     return {target.name: torch.cat([part[target.name] for part in parts]) for target in model.targets}
+
+
+def crystal_width(config: ModelConfig) -> int:
+    """Return the number of features of a crystal that the heads of a network see."""
+    if config.head != "trees" or not config.descriptors:
+        return config.width
+    return CrystalDescriptors(config.descriptors, None).outputs + (config.width if config.depth else 0)

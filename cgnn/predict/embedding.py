@@ -16,6 +16,7 @@ from cgnn.data.items import Block, Finished, SetAside
 from cgnn.data.packed import join
 from cgnn.data.records import blocks, from_structures
 from cgnn.errors import DataError, MissingPackageError, choose
+from cgnn.model.network import crystal_width
 from cgnn.predict.forward import Building, Graphs, Network
 from cgnn.predict.predictions import joined_columns
 from cgnn.predict.predictor import Predictor
@@ -54,7 +55,7 @@ def embed(predictor: Predictor, crystals: Any, counter: Callable[[int], object] 
     """
     building = Building(predictor.info.config.graph)
     network = Network(predictor.members, predictor.info.elements, predictor.confidence, predictor.device)
-    found = Embedding([], np.zeros((0, predictor.info.config.model.width)), {}, [])
+    found = Embedding([], np.zeros((0, crystal_width(predictor.info.config.model))), {}, [])
     features: list[Array] = []
     columns: list[dict[str, Any]] = []
     for block in _blocks(crystals):

@@ -29,6 +29,7 @@ from cgnn.files import write_bytes
 from cgnn.graph.build import SCHEMA
 from cgnn.model import CrystalGNN
 from cgnn.model.embed import ELEMENT_TABLE_VERSION
+from cgnn.model.network import crystal_width
 from cgnn.train.trust.confidence import Confidence
 
 VERSION = 2
@@ -91,7 +92,7 @@ class ModelInfo:
         Raises:
             CheckpointError: ``calibration`` or ``reference`` are not those of such a model.
         """
-        width = self.config.model.width
+        width = crystal_width(self.config.model)
         return Confidence.from_stored(self.calibration, self.reference, self.config.targets, width)
 
 

@@ -68,6 +68,10 @@ class Method:
         """
         return indices
 
+    def weights(self, indices: Indices) -> NDArray[np.float64] | None:
+        """Return how much crystals count (n,) where the loss does not say it (trees); None for all the same."""
+        return None
+
     def set_training(self, model: CrystalGNN) -> None:
         """Put a network into training mode."""
         model.train()

@@ -39,8 +39,8 @@ from cgnn.train.state import Progress, State, data_key
 def can_batch(config: Config) -> bool:
     """Tell whether members of these settings can be fitted at once."""
     settings = config.train
-    has_remedy = config.model.remedy != "none"
-    return not (settings.compile or settings.tensorboard or config.transfer or has_remedy) and settings.devices == 1
+    is_other = config.model.remedy != "none" or config.model.head != "layers"
+    return not (settings.compile or settings.tensorboard or config.transfer or is_other) and settings.devices == 1
 
 
 def fit_batched(group: Group) -> None:
@@ -56,8 +56,8 @@ def fit_batched(group: Group) -> None:
     """
     if not can_batch(group.config):
         raise ConfigError(
-            "transfer, model.remedy, train.compile, train.tensorboard, train.devices: not for members fitted at once "
-            "(batched)"
+            "transfer, model.remedy, model.head, train.compile, train.tensorboard, train.devices: not for members "
+            "fitted at once (batched)"
         )
     with reproducible(group.config.train), deferred_signals() as stop:
         session = _Session(group, stop)

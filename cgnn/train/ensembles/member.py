@@ -91,6 +91,10 @@ class Member(Method):
         """Return the factor on the learning rate of a parameter, that of the shared way."""
         return self.way.rate(name)
 
+    def weights(self, indices: Indices) -> NDArray[np.float64] | None:
+        """Return how often crystals were drawn (n,)."""
+        return None if self.counts is None else self.counts[indices].astype(np.float64)
+
     def set_training(self, model: CrystalGNN) -> None:
         """Put a network into training mode as the shared way does."""
         self.way.set_training(model)

@@ -158,13 +158,16 @@ def _checked(config: Config, pu: PUConfig, side_by_side: str, folder: Path, resu
     choose({"auto": None, **SIDE_BY_SIDE}, side_by_side, "way to fit bags side by side")
     if pu.way == "nnpu" and (pu.prior is None or config.transfer):
         raise ConfigError("pu.way nnpu: needs pu.prior, the share of positives among the unlabelled, and no transfer")
+    if pu.way == "nnpu" and config.model.head != "layers":
+        raise ConfigError("pu.way nnpu: not with model.head trees, which have a loss of their own")
     if config.train.devices * config.train.nodes > 1:
         raise ConfigError("train.devices: a bag is fitted on one device")
     begun = _begun(folder) if resume else None
     way = side_by_side if side_by_side != "auto" else begun or _auto(config, pu)
     if way == "batched" and (pu.way != "bagging" or not can_batch(config)):
         raise ConfigError(
-            "batched: not with pu.way nnpu or spies, transfer, train.compile, train.tensorboard or train.devices"
+            "batched: not with pu.way nnpu or spies, transfer, model.remedy, model.head trees, train.compile, "
+            "train.tensorboard or train.devices"
         )
     if begun is None:
         if resume:
