@@ -279,6 +279,11 @@ class Config(_Strict):
                 raise ValueError(f"the target name {taken[0]!r} is taken by a column of {target.name!r} in tables")
         return self
 
+    @property
+    def epochs(self) -> int:
+        """How often the training part is gone through at most: once where trees are grown."""
+        return 1 if self.model.head == "trees" else self.train.epochs
+
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file and apply overrides such as ``model.depth=8``.

@@ -9,6 +9,7 @@ from typing import Any
 
 from pymatgen.core import Element
 
+from cgnn.cli.report import architecture
 from cgnn.config import Config
 from cgnn.files import write_text
 from cgnn.predict import Predictor
@@ -63,16 +64,19 @@ def _made(predictor: Predictor) -> str:
     info = predictor.info
     model, graph, settings, split = info.config.model, info.config.graph, info.config.train, info.config.data.split
     count = len(predictor.members)
-    weights = sum(parameter.numel() for parameter in predictor.members[0].parameters())
     members = f"{count} networks, by {info.summary.get('by', '?')}, whose mean predicts" if count > 1 else "one network"
+    how = (
+        "trees, grown at once"
+        if model.head == "trees"
+        else f"{settings.epochs} epochs, batches of {settings.batch_size}"
+    )
     lines = [
         "Crystals: " + ", ".join(f"{key} {value}" for key, value in info.source.items()),
         f"Split: {split.method}, seed {split.seed}; {info.summary.get('train', '?')} crystals to learn "
         f"from, {info.summary.get('val', 0)} for validation, {info.summary.get('test', 0)} for testing",
-        f"Network: {members}; width {model.width}, depth {model.depth}, {weights:,} weights each",
+        f"Network: {members}; {architecture(predictor)} each",
         f"Graphs: {graph.neighbors}, k {graph.k}, cutoff {graph.cutoff:g} Å",
-        f"Training: {settings.epochs} epochs, batches of {settings.batch_size}, loss {settings.loss}, "
-        f"seed {settings.seed}",
+        f"Training: {how}, loss {settings.loss}, seed {settings.seed}",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in info.versions.items()),
     ]
     return "\n".join(f"- {line}" for line in lines)

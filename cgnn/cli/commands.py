@@ -89,7 +89,7 @@ def train(
 
     train_run = training(output, resume, members, by, side_by_side, workers)
     with LogFile(output):
-        say(f"data: {', '.join(settings.data.paths) or 'not given'}, up to {settings.train.epochs} epochs")
+        say(f"data: {', '.join(settings.data.paths) or 'not given'}, up to {settings.epochs} epochs")
         if strict:
             _check_all_usable(settings, output)
         if run := train_run(settings, output, resume):  # of several processes, one speaks
@@ -115,7 +115,7 @@ def cv(
 
     if strict:
         _check_all_usable(settings, output)
-    result = cross_validate(settings, output, folds, resume, _fold_reports(folds, settings.train.epochs))
+    result = cross_validate(settings, output, folds, resume, _fold_reports(folds, settings.epochs))
     show(cv_text(result, settings.targets))
     say(f"all folds: {output / 'cv.json'}")
     aside = output / "fold-0" / "set_aside.csv"

@@ -54,7 +54,7 @@ def fit(
     from cgnn.config import PUConfig
     from cgnn.train.pu import pu_fit
 
-    number, epochs = (settings.pu or PUConfig()).bags, settings.train.epochs
+    number, epochs = (settings.pu or PUConfig()).bags, settings.epochs
     with LogFile(output):
         say(f"data: {', '.join(settings.data.paths) or 'not given'}, {number} bags of up to {epochs} epochs")
         run = pu_fit(

@@ -66,15 +66,26 @@ def _plot_reliability(result: Evaluation, predictor: Predictor, folder: Path) ->
         plots.save(figure, folder / f"reliability_{target.name}.png")
 
 
+def architecture(predictor: Predictor) -> str:
+    """Return the size of a network, or of its trees."""
+    model = predictor.info.config.model
+    weights = sum(parameter.numel() for parameter in predictor.members[0].parameters())
+    trees = f"{model.trees} trees of up to {model.leaves} leaves over {', '.join(model.descriptors)}"
+    if model.head != "trees":
+        return f"width {model.width}, depth {model.depth}, {weights:,} weights"
+    return trees + (
+        f" and the features of a network of width {model.width}, depth {model.depth}" if model.depth else ""
+    )
+
+
 def describe(predictor: Predictor) -> str:
     """Return what a model predicts, how it was made, and its scores, as text."""
     info = predictor.info
-    weights = sum(p.numel() for p in predictor.members[0].parameters())
     count = len(predictor.members)
     graph = info.config.graph
     lines = [
         "targets      " + ", ".join(_target(t) for t in info.config.targets),
-        f"network      width {info.config.model.width}, depth {info.config.model.depth}, {weights:,} weights",
+        f"network      {architecture(predictor)}",
         *([f"members      {count}, by {info.summary.get('by', '?')}; a prediction is their mean"] if count > 1 else []),
         f"graphs       {graph.neighbors}, k {graph.k}, cutoff {graph.cutoff:g} Å",
         f"trained on   {info.summary.get('train', '?')} crystals, validated on {info.summary.get('val', 0)}",
@@ -82,7 +93,7 @@ def describe(predictor: Predictor) -> str:
         *([f"started from {info.source['init_from']}"] if "init_from" in info.source else []),
         "elements     " + " ".join(Element.from_Z(z).symbol for z in info.elements),
         *(f"{'calibrated' if n == 0 else '':12} {text}" for n, text in enumerate(_calibrated(predictor.confidence))),
-        f"best epoch   {_epochs(info.summary)} of {info.config.train.epochs}",
+        f"best epoch   {_epochs(info.summary)} of {info.config.epochs}",
         "made with    " + ", ".join(f"{name} {version}" for name, version in info.versions.items()),
     ]
     scores = _validation(info.summary, info.config.targets)

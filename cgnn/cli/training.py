@@ -16,7 +16,7 @@ Training = Callable[[Config, Path, bool], Run | None]
 
 def _as_one(settings: Config, output: Path, resume: bool) -> Run | None:
     """Train one network; return nothing where another process speaks for all."""
-    with Epochs(settings.train.epochs) as report:
+    with Epochs(settings.epochs) as report:
         run = train(settings, output, resume=resume, report=report, watch=counted, tell=say)
     return run if is_first_process() else None
 
@@ -39,7 +39,7 @@ def training(
 
     def train_all(settings: Config, folder: Path, resume: bool) -> Run:
         say(f"{plan.members} members, by {plan.by}")
-        return train_ensemble(settings, folder, plan, resume, _reports(plan.members, settings.train.epochs), counted)
+        return train_ensemble(settings, folder, plan, resume, _reports(plan.members, settings.epochs), counted)
 
     return train_all
 
