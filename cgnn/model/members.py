@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,17 @@ class Combined:
     decoded: dict[str, Tensor]
     learned: dict[str, Learned]
     spread: dict[str, Tensor] = field(default_factory=dict)
+
+
+def features_of(members: Sequence[CrystalGNN], batch: Any) -> list[tuple[Tensor, Tensor]]:
+    """Return the features of atoms and of crystals that the heads of each member see.
+
+    Where members are trees over descriptors alone they all see the same, which is made once.
+    """
+    first = members[0]
+    if first.has_trees and not first.config.depth:
+        return [first.features(batch)] * len(members)
+    return [member.features(batch) for member in members]
 
 
 def combined(members: Sequence[CrystalGNN], raws: Sequence[Mapping[str, Tensor]]) -> Combined:

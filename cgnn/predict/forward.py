@@ -22,7 +22,7 @@ from cgnn.errors import CrystalError, DataError
 from cgnn.graph.build import GraphBuilder
 from cgnn.graph.fields import FIELDS, Arrays
 from cgnn.model import CrystalGNN
-from cgnn.model.members import combined
+from cgnn.model.members import combined, features_of
 from cgnn.targets import Target
 from cgnn.train.trust.confidence import Confidence
 
@@ -252,7 +252,7 @@ class Network:
         try:
             tensors = {name: torch.from_numpy(values).to(self._device) for name, values in fields.items()}
             batch = join(tensors, atoms, edges)
-            seen = [member.features(batch) for member in self._folded]
+            seen = features_of(self._folded, batch)
             found = combined(self._folded, [m.outputs(*each) for m, each in zip(self._folded, seen, strict=True)])
             learned = {name: each.arrays() for name, each in found.learned.items()}
             features = seen[0][1].double().cpu().numpy()

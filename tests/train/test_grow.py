@@ -8,6 +8,7 @@ from ase.build import bulk
 
 from cgnn.config import build
 from cgnn.errors import CheckpointError, ConfigError, DataError
+from cgnn.model import CrystalGNN
 from cgnn.predict import Predictor
 from cgnn.predict.explain import explain
 from cgnn.train import train
@@ -95,6 +96,19 @@ def test_bags_of_trees(pu_settings_small, tmp_path):
     assert len(load_model(run.model_file).members) == 2
     assert np.isfinite(run.heldout.clscore).all()
     assert np.nanmin(run.scores.clscore) < np.nanmax(run.scores.clscore)
+
+
+def test_members_over_descriptors_alone_share_their_features(more, tmp_path, monkeypatch):
+    run = train_ensemble(settings(more), tmp_path / "run", Ensemble(2, side_by_side="serial"))
+    predictor = Predictor.load(run.folder, "cpu")
+    calls = []
+    seen = CrystalGNN.features
+    monkeypatch.setattr(CrystalGNN, "features", lambda self, graph: calls.append(self) or seen(self, graph))
+    found = predictor.predict([bulk("Cu"), bulk("Al")])
+    assert len(calls) == 1
+    single = [Predictor.load(run.folder / "members" / name, "cpu").predict([bulk("Cu"), bulk("Al")]) for name in "01"]
+    logs = np.mean([np.log10(one.columns["bulk_modulus"]) for one in single], axis=0)
+    np.testing.assert_allclose(np.log10(found.columns["bulk_modulus"]), logs, atol=1e-6)
 
 
 @pytest.fixture
