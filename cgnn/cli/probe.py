@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,7 @@ from cgnn.errors import CgnnError, DataError, MissingPackageError
 from cgnn.files import write_json
 
 if TYPE_CHECKING:
-    from cgnn.data.records import Record
+    from cgnn.data.records import Record, SetAside
     from cgnn.predict.probing import Probed, Smoothness, Values
 
 CrystalFiles = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Crystals: files or folders.")]
@@ -49,7 +49,7 @@ def probe(
     items = chain.from_iterable(
         block.items() for file in files for block in read_crystals(file, format, id_column, structure_column)
     )
-    chosen = _evenly(list(items), crystals)
+    chosen = _evenly(items, crystals)
     subjects = _subjects(model, neighbors or [], also or [], chosen)
     with counting() as counter:
         found = run_probe(subjects, chosen, seed=seed, counter=counter)
@@ -66,17 +66,27 @@ def probe(
     say(f"tables and figures: {output}")
 
 
-def _evenly(items: Sequence[Any], count: int) -> list[Record]:
-    """Return so many of the crystals that can be read, evenly from all; say which can't."""
-    from cgnn.data.records import SetAside
+def _evenly(items: Iterable[Record | SetAside], count: int) -> list[Record]:
+    """Return so many of the crystals that can be read, evenly from all; say which can't.
 
+    At no time more than 4 ``count`` crystals are held: of a long stream every second, then every fourth one is kept.
+    """
+    from cgnn.data.records import Record
+
+    kept: list[Record] = []
+    number, stride = 0, 1
     for item in items:
-        if isinstance(item, SetAside):
+        if not isinstance(item, Record):
             say(f"set aside: {item.material_id or item.source}: {item.reason}")
-    records = [item for item in items if not isinstance(item, SetAside)]
-    if not records:
+            continue
+        if number % stride == 0:
+            kept.append(item)
+        if len(kept) == 4 * count:
+            kept, stride = kept[::2], 2 * stride
+        number += 1
+    if not kept:
         raise DataError("no crystal can be used")
-    return [records[len(records) * place // count] for place in range(count)] if count < len(records) else records
+    return [kept[len(kept) * place // count] for place in range(count)] if count < len(kept) else kept
 
 
 def _subjects(model: Path, ways: Sequence[str], also: Sequence[Path], records: Sequence[Record]) -> dict[str, Values]:

@@ -1,6 +1,12 @@
 import csv
 import json
 
+import numpy as np
+import pytest
+
+from cgnn.cli.probe import _evenly
+from cgnn.data.records import Record
+
 
 def test_probe_leaves_tables_figures_and_a_verdict(cgnn, trained, export, tmp_path):
     output = tmp_path / "probe"
@@ -34,3 +40,12 @@ def test_probe_without_a_usable_crystal(cgnn, trained, tmp_path):
     assert result.code == 2
     assert "set aside: bad" in result.err
     assert "no crystal can be used" in result.err
+
+
+@pytest.mark.parametrize("number", [1, 5, 19, 20, 83, 1000])
+def test_crystals_are_chosen_evenly_from_a_stream_of_any_length(number):
+    records = [Record(str(place), crystal=None, source="") for place in range(number)]
+    chosen = [int(record.material_id) for record in _evenly(iter(records), 5)]
+    assert len(chosen) == min(number, 5)
+    gaps = np.diff([*chosen, number])
+    assert gaps.max() <= 2 * gaps.min()
