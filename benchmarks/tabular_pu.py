@@ -2,7 +2,7 @@
 
 python benchmarks/tabular_pu.py -o data.path=FILE                          # all rows, 12 bags: lines of pu.jsonl
 python benchmarks/tabular_pu.py -o data.path=FILE --only 5000 --bags 3     # a trial; nothing is recorded
-python benchmarks/tabular_pu.py -o data.path=FILE --model MODEL            # also a network's scores, and both together
+python benchmarks/tabular_pu.py -o data.path=FILE --run NAME=FOLDER --run OTHER=FOLDER   # also those of cgnn pu fit
 python benchmarks/tabular_pu.py -o data.path=PROXY -o pu.column=label --truth truth       # benchmarks/proxy_pu.py
 python benchmarks/tabular_pu.py --table                                    # writes docs/synthesizability-figures.md
 
@@ -194,7 +194,6 @@ def beside(folder: Path, plan: Plan) -> Tables:
 def run(asked: argparse.Namespace, config: Config) -> None:
     """Score all rows that are asked for; print each line, and record it unless it is a trial."""
     crystals = read(config, asked.cache, asked.only)
-    network = beside(asked.model, crystals.plan) if asked.model else None
     tables: dict[str, Tables] = {}
 
     def done(row: str, found: Tables, seconds: float = 0.0) -> None:
@@ -207,12 +206,14 @@ def run(asked: argparse.Namespace, config: Config) -> None:
         votes = ROWS[row](crystals, asked.bags, config.pu.seed)
         found = tuple(scores(votes, crystals, ids) for ids in (crystals.plan.heldout, crystals.plan.scored))
         done(row, found, time.perf_counter() - started)
-    if network:
-        done("network", network)
-        for row in [name for name in asked.rows if name.startswith("trees")]:
-            pairs = zip(network, tables[row], strict=True)
-            mean = tuple(ours.assign(clscore=(ours.clscore + theirs.clscore) / 2) for ours, theirs in pairs)
-            done(f"network and {row}", mean)
+    fitted = {name: beside(Path(folder), crystals.plan) for name, folder in asked.run}
+    for name, found in fitted.items():
+        done(name, found)
+    if len(fitted) > 1:
+        means = [np.mean([side.clscore for side in sides], axis=0) for sides in zip(*fitted.values(), strict=True)]
+        first = next(iter(fitted.values()))
+        together = tuple(side.assign(clscore=mean) for side, mean in zip(first, means, strict=True))
+        done(" and ".join(fitted), together)
     if asked.picture:
         from cgnn import plots
         from cgnn.plots.pu import recall_against_share
@@ -306,15 +307,29 @@ def _cell(title: str, line: dict[str, Any]) -> str:
         return ""
 
 
+def _named(text: str) -> tuple[str, str]:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=FOLDER")
+    return name, folder
+
+
 def main() -> None:
     """Run the rows or write their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "synthesizability.yaml")
     parser.add_argument("-o", dest="overrides", action="append", default=[], help="as for cgnn pu fit: key=value")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--bags", type=int, default=12)
     parser.add_argument("--only", type=int, help="a trial with so many crystals")
-    parser.add_argument("--model", type=Path, help="folder of cgnn pu fit with the same data and seed")
+    parser.add_argument(
+        "--run",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        type=_named,
+        help="also what cgnn pu fit left with the same data and settings of pu; with several also their mean",
+    )
     parser.add_argument("--truth", help="column of the data (Parquet) with the hidden truth")
     parser.add_argument("--published", type=Path, help="CSV with material_id and clscore, for the rank correlation")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "pu" / "features")

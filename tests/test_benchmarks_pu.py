@@ -103,23 +103,24 @@ def test_rows_have_the_same_crystals(run, benchmarks, tmp_path):
     assert not set(heldout.material_id) & set(table.material_id)
 
 
-def test_a_network_stands_beside_the_trees(run, tmp_path):
+def test_runs_stand_beside_the_trees(run, tmp_path):
     (line,) = run("--rows", "trees", "--scores", tmp_path / "scores")
-    network = tmp_path / "scores" / "trees"
-    # the trees themselves in place of the network: then both together are the same again
-    alone, network_line, both = run("--rows", "trees", "--model", network, "--picture", tmp_path / "recall.png")
-    assert (network_line["row"], both["row"]) == ("network", "network and trees")
+    folder = tmp_path / "scores" / "trees"
+    # the trees themselves in place of two runs: then both together are the same again
+    runs = ["--run", f"one={folder}", "--run", f"other={folder}"]
+    found = run("--rows", "trees", *runs, "--picture", tmp_path / "recall.png")
+    assert [each["row"] for each in found] == ["trees", "one", "other", "one and other"]
     for name in ("recall", "flagged", "roc_auc_unlabelled"):
-        assert line[name] == alone[name] == network_line[name] == both[name]
+        assert {each[name] for each in found} == {line[name]}
     assert (tmp_path / "recall.png").stat().st_size > 0
 
 
-def test_a_network_of_other_crystals_is_refused(run, tmp_path):
+def test_a_run_of_other_crystals_is_refused(run, tmp_path):
     from cgnn.errors import DataError
 
     run("--rows", "a constant", "--scores", tmp_path / "scores")
     with pytest.raises(DataError, match=r"heldout\.csv: scores of other crystals"):
-        run("--rows", "a constant", "--model", tmp_path / "scores" / "a_constant", "-o", "pu.seed=5")
+        run("--rows", "a constant", "--run", f"run={tmp_path / 'scores' / 'a_constant'}", "-o", "pu.seed=5")
 
 
 def test_no_bag_of_trees_votes_on_what_it_saw(benchmarks, read):
