@@ -8,7 +8,7 @@ collection of Zhang et al., Adv. Mater. 33, 2005112 (2021), which is public on G
 (ziyan1996/VickersHardnessPrediction, hv_comp_load.csv): its stoichiometric compounds with a nonmetal that are among the
 moduli, at the load nearest to 1 N. Four are from Ramprasad-Group/polyVERSE (only_exp_data.csv), and BP and Al2O3 are
 single values from web pages. They name compositions, not crystals: where several crystals have one composition, it is
-the one of lowest formation energy. Measurements differ by tens of per cent with load and sample, so this tells how large
+the one of lowest formation energy. Measurements differ by tens of per cent with load and sample, so this says how large
 errors are and no more. Only crystals count that none of the networks which predict them has learned from. Errors of
 the means are standard deviations over 1,000 draws of the crystals with replacement.
 """
