@@ -110,6 +110,30 @@ class IdentitySkip(Remedy):
         return h + self.strength * layers[-1]
 
 
+class LayerScale(IdentitySkip):
+    r"""The same, and what the layer gives is scaled by channel.
+
+    .. math:: h_{l+1} = s\, h_l + \big((1 - s) + s\, \lambda_l\big) \odot a(m_l + (1 - s)\, h_l)
+
+    with learned :math:`\lambda_l`, 0.1 at first: a deep network begins as a shallow one, and its layers come in as far
+    as they are of use.
+
+    Source: Touvron et al., Going deeper with image transformers, ICCV 2021, arXiv:2103.17239, eq. 4; with one number
+        for each layer, which is zero at first, Bachlechner et al., ReZero is all you need, UAI 2021, arXiv:2003.04887.
+    """
+
+    start = 0.1
+
+    def __init__(self, config: ModelConfig, strength: float) -> None:
+        super().__init__(config, strength)
+        self.scales = nn.ParameterList(torch.full((config.width,), self.start) for _ in range(config.depth))
+
+    def forward(self, h: Tensor, layers: Layers, graph: Any) -> Tensor:
+        """Return a share of the layer's input and, scaled, what it gives."""
+        scale = 1 - self.strength + self.strength * self.scales[len(layers) - 1]
+        return super().forward(scale * h, layers, graph)
+
+
 class Dense(Remedy):
     r"""A layer takes the features of all layers before it, concatenated and brought back to the width.
 
@@ -275,6 +299,7 @@ REMEDIES: dict[str, type[Remedy]] = {
     "none": Remedy,
     "residual": Residual,
     "identity_skip": IdentitySkip,
+    "layer_scale": LayerScale,
     "dense": Dense,
     "initial_residual": InitialResidual,
     "jumping": Jumping,

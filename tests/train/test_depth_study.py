@@ -260,8 +260,8 @@ def test_a_table_of_something_else_is_refused(tmp_path):
 # Verdicts
 
 
-def table(test, train, measure=1.0, gradient=1.0, depths=(2, 4, 16), seeds=3):
-    """Rows of one remedy: at the deepest, measures and the first gradient are multiplied."""
+def table(test, train, measure=1.0, gradient=1.0, depths=(2, 4, 16), seeds=3, bottleneck=None):
+    """Rows of one remedy: at the deepest, measures of a layer (the last) and the first gradient are multiplied."""
     rows = []
     for place, depth in enumerate(depths):
         is_deep = depth == depths[-1]
@@ -269,7 +269,7 @@ def table(test, train, measure=1.0, gradient=1.0, depths=(2, 4, 16), seeds=3):
             wiggle = 1 + 0.002 * (seed - 1)
             for layer in range(depth + 1):
                 row = {"depth": depth, "remedy": "residual", "seed": seed, "layer": layer}
-                factor = measure if is_deep and layer == depth else 1.0
+                factor = measure if is_deep and layer == (bottleneck or depth) else 1.0
                 row |= dict.fromkeys(MEASURES, 0.5 * factor) | {"effective_rank": 1 + 2 * factor}
                 row |= {"gradient_start": 0.3 * (gradient if is_deep else 1.0)}
                 rows.append(row | {"test_y": test[place] * wiggle, "train_y": train[place] * wiggle})
@@ -290,6 +290,16 @@ def table(test, train, measure=1.0, gradient=1.0, depths=(2, 4, 16), seeds=3):
             {"test": (1.0, 0.9, 1.2), "train": (0.8, 0.6, 0.9), "gradient": 1e-3},
             ("vanishing gradients",),
             "gradient x 0.001; collapsed measures: none: vanishing gradients",
+        ),
+        (
+            {"test": (1.0, 0.9, 1.2), "train": (0.8, 0.6, 0.9), "measure": 1e-3, "bottleneck": 7},
+            ("over-smoothing",),
+            "collapsed measures: dirichlet, relative_dirichlet, mad, effective_rank: over-smoothing",
+        ),
+        (
+            {"test": (1.0, 0.9, 1.2), "train": (0.8, 0.6, 0.9), "gradient": 300},
+            ("exploding gradients",),
+            "gradient x 3e+02; collapsed measures: none: exploding gradients",
         ),
         (
             {"test": (1.0, 0.9, 1.2), "train": (0.8, 0.6, 0.9), "gradient": 1e-3, "measure": 0.01},

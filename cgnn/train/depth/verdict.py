@@ -1,8 +1,9 @@
 """Why depth stops paying, told from the numbers of a study.
 
 Three causes make a deeper network worse, and each leaves its own trace: it overfits (the test error rises while the
-training error does not), its gradients vanish (the training error rises, and the lower layers get hardly any), or the
-atoms of a crystal become alike (the training error rises, and the measures of the last layer collapse).
+training error does not), its gradients vanish or explode (the training error rises, and the first layer gets hardly
+any, or far too large ones), or the atoms of a crystal become alike (the training error rises, and the measures collapse
+in some layer).
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ Row = Mapping[str, Any]
 MARGIN = 0.03
 """Share by which an error counts as larger, if it is also beyond twice its standard error."""
 COLLAPSE = 0.1
-"""A measure has collapsed where the last layer of a deep network has less than this share of a shallow one's."""
+"""A measure has collapsed where some layer of a deep network has less than this share of a shallow one's last."""
 VANISHED = 1e-2
 """Gradients have vanished where the first layer of a deep network gets less than this share of a shallow one's."""
+EXPLODED = 1e2
+"""They have exploded where it gets so many times more."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,10 @@ class Verdict:
         rises_from: Smallest depth beyond it with a larger error; None where no error is.
         train_ratio: Training error at the worst depth beyond the best over that at the best.
         gradient_ratio: Gradient of the first layer in the first step, likewise.
-        measure_ratios: Each measure of the last layer, likewise; of the effective rank what is above one.
-        causes: Some of ``overfitting``, ``over-smoothing``, ``vanishing gradients``; or that it is none of these.
+        measure_ratios: The smallest value of each measure after any layer there over that after the last layer of
+            the best; of the effective rank what is above one. What atoms lose midway they do not regain.
+        causes: Some of ``overfitting``, ``over-smoothing``, ``vanishing gradients``, ``exploding gradients``; or that
+            it is none of these.
     """
 
     remedy: str
@@ -117,10 +122,11 @@ def _verdict(rows: Sequence[Row], remedy: str, target: str) -> Verdict:
     train = errors_by_depth(rows, f"train_{target}")
     train_ratio = _ratio(train[worst].mean(), train[best].mean())
     gradient_ratio = _ratio(_mean(rows, worst, 1, "gradient_start"), _mean(rows, best, 1, "gradient_start"))
-    measures = {
-        name: _ratio(*(_mean(rows, depth, depth, name) - (name == "effective_rank") for depth in (worst, best)))
-        for name in MEASURES
-    }
+    measures = {}
+    for name in MEASURES:
+        smallest = min(_mean(rows, worst, layer, name) for layer in range(1, worst + 1))
+        least = 1.0 if name == "effective_rank" else 0.0
+        measures[name] = _ratio(smallest - least, _mean(rows, best, best, name) - least)
     causes = _causes(train_ratio, gradient_ratio, measures) if larger else ()
     depths = tuple(means)
     errors, rises = tuple(means.values()), min(larger, default=None)
@@ -142,6 +148,8 @@ def _causes(train_ratio: float, gradient_ratio: float, measures: Mapping[str, fl
         found.append("over-smoothing")
     if gradient_ratio < VANISHED:
         found.append("vanishing gradients")
+    if gradient_ratio > EXPLODED:
+        found.append("exploding gradients")
     return tuple(found) or ("optimisation, not over-smoothing",)
 
 
