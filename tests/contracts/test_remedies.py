@@ -175,6 +175,18 @@ def test_identity_skip(residual, layers):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("residual", [True, False])
+def test_layer_scale(residual, layers):
+    (h, messages), model = layers, network("layer_scale", 0.4, residual=residual).double().remedy
+    assert torch.stack([*model.scales]).allclose(torch.tensor(0.1, dtype=torch.float64))
+    model.scales[2].data = torch.linspace(-1, 1, 6, dtype=torch.float64)
+    x = h[2] + messages if residual else messages
+    found = model(softplus(model.mixed(x, h)), h, None)
+    given = softplus(messages + 0.6 * h[2] if residual else messages)
+    expected = 0.4 * h[2] + (0.6 + 0.4 * model.scales[2]) * given
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_dense(layers):
     (h, _), model = layers, network("dense", 0.4).double().remedy
     assert model.taken(h[:1]) is h[0]

@@ -299,7 +299,7 @@ def table(test, train, measure=1.0, gradient=1.0, depths=(2, 4, 16), seeds=3, bo
         (
             {"test": (1.0, 0.9, 1.2), "train": (0.8, 0.6, 0.9), "gradient": 300},
             ("exploding gradients",),
-            "gradient x 3e+02; collapsed measures: none: exploding gradients",
+            "gradient x 300; collapsed measures: none: exploding gradients",
         ),
         (
             {"test": (1.0, 0.9, 1.2), "train": (0.8, 0.6, 0.9), "gradient": 1e-3, "measure": 0.01},

@@ -78,7 +78,7 @@ class Verdict:
         parts = [
             f"{head} and rises from {_layers(self.rises_from)}",
             f"the training error {change} (x {self.train_ratio:.2f})",
-            f"the first layer's gradient x {self.gradient_ratio:.1g}",
+            f"the first layer's gradient x {self.gradient_ratio:.3g}",
             f"collapsed measures: {', '.join(self.collapsed) or 'none'}",
         ]
         return f"{'; '.join(parts)}: {' and '.join(self.causes)}"
