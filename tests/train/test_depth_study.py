@@ -342,7 +342,7 @@ def test_what_remedies_reach_beside_the_best_that_is_shallower():
     assert cure.errors == pytest.approx({"residual": 1.2, "jumping": 0.918}, rel=1e-12)
     assert cure.shallow == ("residual", 4)
     assert cure.text() == (
-        "y at 16 layers: jumping is best (0.918), +2.0% against the best that is shallower (residual, 4 layers, 0.9)"
+        "y at 16 layers: jumping is best (0.918), +2.0% against the best shallow one (residual, 4 layers, 0.9)"
     )
     assert [each.depth for each in cures(table((1, 1, 1), (1, 1, 1), depths=(2, 8, 9)), ["y"])] == [8, 9]
     assert cures(table((0.9,), (0.5,), depths=(3,)), ["y"]) == []

@@ -24,6 +24,8 @@ COLLAPSE = 0.1
 """A measure has collapsed where some layer of a deep network has less than this share of a shallow one's last."""
 VANISHED = 1e-2
 """Gradients have vanished where the first layer of a deep network gets less than this share of a shallow one's."""
+DEEP = 8
+"""Layers of a deep network at least; others are shallow."""
 EXPLODED = 1e2
 """They have exploded where it gets so many times more."""
 
@@ -163,13 +165,13 @@ def _ratio(value: float, other: float) -> float:
 
 @dataclass(frozen=True)
 class Cure:
-    """What the remedies reach at one depth, beside the best of all that are shallower.
+    """What the remedies reach at one depth, beside the best of all that are shallow.
 
     Args:
         target: Name of the target.
         depth: The depth.
         errors: Remedy -> mean test error there.
-        shallow: Remedy and depth of the best network that is shallower.
+        shallow: Remedy and depth of the best network of fewer layers, and fewer than `DEEP`.
         shallow_error: Its mean test error.
     """
 
@@ -186,19 +188,19 @@ class Cure:
         name, depth = self.shallow
         return (
             f"{self.target.replace('_', ' ')} at {_layers(self.depth)}: {best} is best ({self.errors[best]:.4g}), "
-            f"{change:+.1%} against the best that is shallower ({name}, {_layers(depth)}, {self.shallow_error:.4g})"
+            f"{change:+.1%} against the best shallow one ({name}, {_layers(depth)}, {self.shallow_error:.4g})"
         )
 
 
 def cures(rows: Sequence[Row], targets: Sequence[str]) -> list[Cure]:
-    """Return what remedies reach at every depth from eight layers on, and at the largest; none of a single depth.
+    """Return what remedies reach at every depth from `DEEP` layers on, and at the largest; none of a single depth.
 
     Args:
         rows: The table of a study.
         targets: Names of the targets.
     """
     depths = sorted({row["depth"] for row in rows})
-    deep = [depth for depth in depths[1:] if depth >= 8 or depth == depths[-1]]
+    deep = [depth for depth in depths[1:] if depth >= DEEP or depth == depths[-1]]
     return [_cure(rows, name, depth) for name in targets for depth in deep]
 
 
@@ -210,6 +212,6 @@ def _cure(rows: Sequence[Row], target: str, depth: int) -> Cure:
         for each, values in errors_by_depth([r for r in rows if r["remedy"] == remedy], f"test_{target}").items()
     }
     there = {remedy: means[remedy, depth] for remedy in remedies if (remedy, depth) in means}
-    before = {key: value for key, value in means.items() if key[1] < depth}
+    before = {key: value for key, value in means.items() if key[1] < min(depth, DEEP)}
     best = min(before, key=lambda key: before[key])
     return Cure(target, depth, there, best, before[best])
