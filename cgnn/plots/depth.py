@@ -53,7 +53,8 @@ def error_against_depth(rows: Sequence[Row], target: str, unit: str = "", *, tit
                 axes.errorbar(list(groups), [np.mean(v) for v in values], spread, label=name, capsize=3, **style)
         axes.set_xscale("log", base=2)
         axes.set_xticks(depths, [str(depth) for depth in depths])
-        axes.minorticks_off()
+        axes.xaxis.minorticks_off()
+        plain_log(axes, "y")
         axes.set(xlabel="layers", ylabel=f"mean absolute error ({unit})" if unit else "error")
         axes.set_title(title or words(target))
         axes.legend(title="solid: test, dashed: training", loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -84,7 +85,7 @@ def _against_layer(
     rows: Sequence[Row], depth: int, titles: Mapping[str, str], high: int, wide: int, is_log: Callable[[str], bool]
 ) -> Figure:
     chosen = [row for row in rows if row["depth"] == depth]
-    with drawing(4.2 * wide, 3.2 * high + 0.4) as figure:
+    with drawing(4.2 * wide + 1.6, 3.2 * high + 0.4) as figure:
         panels = figure.subplots(high, wide, squeeze=False).ravel()
         figure.suptitle(f"{depth} layers" if depth > 1 else "1 layer", x=0.01, ha="left", weight="bold")
         for panel, (name, title) in zip(panels, titles.items(), strict=True):
@@ -94,7 +95,7 @@ def _against_layer(
             panel.xaxis.get_major_locator().set_params(integer=True)
             if is_log(name) and panel.has_data():
                 plain_log(panel, "y")
-        panels[0].legend()
+        panels[wide - 1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
