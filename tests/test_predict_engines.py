@@ -153,7 +153,11 @@ def test_killed_workers_change_nothing(
             children[len(calls) % len(children)].kill()
 
     predictor.write(blocks(crystals), tmp_path / "p.csv", "processes", 2, kill)
-    assert written(tmp_path) == expected
+    found, known = written(tmp_path), dict(expected)
+    tables = [pd.read_csv(io.BytesIO(files.pop("p.csv"))) for files in (found, known)]
+    assert found == known
+    # a block that died twice was done crystal by crystal, in batches of other shapes: the last digit may differ
+    pd.testing.assert_frame_equal(*tables, rtol=1e-6)
     assert not multiprocessing.active_children()
 
 
