@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -29,7 +28,7 @@ SETTINGS: Mapping[str, Any] = {
     "max_features": 0.3,
     "early_stopping": False,
 }
-"""Of scikit-learn's trees, beside their number and leaves; chosen on held-out positives, benchmarks/tabular_pu.py."""
+"""Of scikit-learn's trees, beside their number and leaves: those of the baseline in benchmarks/tabular_pu.py."""
 LOSSES = {"mae": "absolute_error", "mse": "squared_error"}
 """``train.loss`` -> the loss of the trees of a number; that of yes or no is the cross entropy."""
 AT_ONCE = 2000
@@ -101,6 +100,9 @@ def _grow(
     seed: int,
 ) -> None:
     """Grow the trees of one head, and check that it says what they say."""
+    # slow to import, and networks of layers never need it
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
     head = model.head(target.name)
     trees = head.net
     assert isinstance(trees, BoostedTrees)
