@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch_geometric.data import Batch
 
 from cgnn.config import SplitConfig
@@ -54,6 +55,7 @@ class CrystalDataset:
         self.rows: Ints = self.labels.rows
         self.ids = [self.labels.ids[row] for row in self.rows]
         self._on_device: PackedGraphs | None = None
+        self._given: dict[str, Tensor] = {}
 
     @property
     def set_aside(self) -> list[SetAside]:
@@ -90,7 +92,21 @@ class CrystalDataset:
         batch = (self._on_device or self._on_disk(rows)).batch(rows)
         for target in self.targets:
             batch[target.field] = torch.from_numpy(self._labels(target, rows)).to(batch.z.device)
+        for name, values in self._given.items():
+            places = torch.as_tensor(np.asarray(indices, dtype=np.int64))
+            batch[name] = values.index_select(0, places).to(batch.z.device)
         return batch
+
+    def give(self, name: str, values: Tensor) -> None:
+        """Put a field of crystals beside those that are stored, into every batch from now on.
+
+        Args:
+            name: Name of the field.
+            values: Its values for all crystals of the data set (n, ...).
+        """
+        if len(values) != len(self):
+            raise ValueError(f"{name}: {len(values)} rows for {len(self)} crystals")
+        self._given[name] = values
 
     def to(self, device: torch.device) -> None:
         """Take the graphs to a device, where batches are cut from then on; nothing for the processor itself."""

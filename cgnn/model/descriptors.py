@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -310,6 +311,18 @@ DESCRIPTORS: dict[str, Callable[[], Descriptor]] = {
 """Features of whole crystals; each is the same in every cell, orientation and order of the atoms."""
 
 
+VERSION = 1
+"""Of the numbers that descriptors give: one more where any of them changes, so that stored ones are made again."""
+
+
+_FIELD = "descriptors "
+
+
+def field_of(names: Sequence[str]) -> str:
+    """Return the field of a batch in which these descriptors (B, P) stand where they were made before."""
+    return _FIELD + " ".join(names)
+
+
 class CrystalDescriptors(nn.Module):
     """A small network over named descriptors of crystals, which is added to the pooled features.
 
@@ -322,6 +335,7 @@ class CrystalDescriptors(nn.Module):
     def __init__(self, names: Sequence[str], width: int | None, dropout: float = 0.0) -> None:
         super().__init__()
         parts = [choose(DESCRIPTORS, name, "descriptor")() for name in names]
+        self.field = field_of(names)
         self.parts = nn.ModuleList(parts)
         self.outputs = sum(part.outputs for part in parts) if width is None else width
         self.net: nn.Sequential | None = None
@@ -333,8 +347,19 @@ class CrystalDescriptors(nn.Module):
 
     def forward(self, graph: Any) -> Tensor:
         """Return crystal features (B, F) of a batch."""
-        features = torch.cat([part(graph) for part in self.parts], dim=1)
+        made = self.field in graph
+        features = graph[self.field] if made else torch.cat([part(graph) for part in self.parts], dim=1)
         return features if self.net is None else self.net(features.to(next(self.net.parameters()).dtype))
+
+
+def changed(graph: Any, **fields: Tensor) -> Any:
+    """Return a batch with some other fields, and without descriptors that were made of the old ones."""
+    twin = copy.copy(graph)
+    for name in [name for name in twin.keys() if name.startswith(_FIELD)]:  # noqa: SIM118 - no mapping
+        del twin[name]
+    for name, values in fields.items():
+        twin[name] = values
+    return twin
 
 
 def _statistics(values: Tensor, graph: Any) -> Tensor:

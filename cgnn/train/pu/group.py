@@ -23,6 +23,7 @@ from cgnn.train.pu.ways import learn
 from cgnn.train.run import method_of
 
 BAGS = "bags"
+DESCRIBED_FILE = "descriptors.safetensors"
 
 
 class Bags:
@@ -64,7 +65,7 @@ class Bags:
             self.folder / BAGS,
             tuple(self._bag(draw, common["train"]) for draw in draws),
             work=learn,
-            reopen=Opening(self.pu),
+            reopen=Opening(self.pu, self.folder / DESCRIBED_FILE),
             retries=self.pu.retries,
             shared=shared,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from cgnn.data.store import GraphStore
 from cgnn.data.store.chunks import MISSING, NUMBER, ODD, Column
 from cgnn.errors import ConfigError, DataError, choose, unknown
 from cgnn.targets import Target
+from cgnn.train.described import describe
 
 _TRUE = {"true": True, "1": True, "false": False, "0": False}
 _WORDS = _TRUE | {"positive": True, "unlabelled": False, "unlabeled": False, "-1": False}
@@ -94,9 +96,11 @@ class Opening:
 
     Args:
         pu: How the labels are told.
+        described: File of the descriptors of the crystals, made once for all bags; None where each batch makes its own.
     """
 
     pu: PUConfig
+    described: Path | None = None
 
     def __call__(self, config: Config, watch: Watch | None = None) -> CrystalDataset:
         """Return the crystals.
@@ -111,7 +115,10 @@ class Opening:
         store = prepare(config.data, config.graph, watch)
         labels = read_pu_labels(store, self.pu, target)
         labels.values[target.name][later_rows(store, self.pu, labels.values[target.name])] = 0.0
-        return CrystalDataset(store, (target,), labels=labels)
+        dataset = CrystalDataset(store, (target,), labels=labels)
+        if self.described is not None:
+            describe(dataset, config, self.described)
+        return dataset
 
 
 def pu_target(config: Config) -> Target:

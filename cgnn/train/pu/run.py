@@ -28,7 +28,7 @@ from cgnn.train.ensembles.ensemble import SIDE_BY_SIDE
 from cgnn.train.ensembles.side_by_side import Report
 from cgnn.train.pu.bag import vote
 from cgnn.train.pu.duplicates import SAME_CRYSTAL, find_duplicates, write_duplicates
-from cgnn.train.pu.group import Bags, Progress
+from cgnn.train.pu.group import DESCRIBED_FILE, Bags, Progress
 from cgnn.train.pu.labels import Opening, later_ids, pu_target
 from cgnn.train.pu.plan import PLAN_FILE, Plan
 from cgnn.train.pu.scores import HELDOUT_FILE, PROGRESS_FILE, SCORES_FILE, Scores
@@ -134,7 +134,7 @@ def pu_fit(
     config = config.model_copy(update={"pu": pu})
     check_folder(folder, resume)
     way = _checked(config, pu, side_by_side, folder, resume)
-    dataset = Opening(pu)(config, watch)
+    dataset = Opening(pu, folder / DESCRIBED_FILE)(config, watch)
     plan = _planned(config, pu, dataset, folder)
     write_json(folder / PU_FILE, {"side_by_side": way})
     write_text(folder / "config.yaml", configs.dump(config))

@@ -6,7 +6,6 @@ same on every device.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch_geometric.utils import scatter
+
+from cgnn.model.descriptors import changed
 
 HIDDEN = 0
 """Atomic number of an atom whose element is hidden: a row that no element uses."""
@@ -44,9 +45,8 @@ def moved(graph: Any, noise: float) -> tuple[Any, Tensor]:
     drawn = torch.randn(graph.pos.shape, dtype=graph.pos.dtype).to(graph.pos.device)
     mean = scatter(drawn, graph.batch, dim=0, dim_size=graph.num_graphs, reduce="mean")
     shift = drawn - mean.index_select(0, graph.batch)
-    changed = copy.copy(graph)
-    changed.pos = graph.pos + noise * lengths(graph).index_select(0, graph.batch)[:, None] * shift
-    return changed, shift
+    by = noise * lengths(graph).index_select(0, graph.batch)[:, None]
+    return changed(graph, pos=graph.pos + by * shift), shift
 
 
 def without_elements(graph: Any, share: float) -> tuple[Any, Tensor]:
@@ -56,9 +56,7 @@ def without_elements(graph: Any, share: float) -> tuple[Any, Tensor]:
     """
     drawn = torch.rand(len(graph.z))
     is_hidden = ((drawn < share) | (drawn == drawn.min())).to(graph.z.device)
-    changed = copy.copy(graph)
-    changed.z = graph.z.masked_fill(is_hidden, HIDDEN)
-    return changed, is_hidden
+    return changed(graph, z=graph.z.masked_fill(is_hidden, HIDDEN)), is_hidden
 
 
 @contextmanager
