@@ -1,15 +1,15 @@
-"""Ways of learning from positives and unlabelled crystals by networks, on a proxy with a known truth and on real data.
+"""Ways of learning from positives and unlabelled crystals, on a proxy with a known truth and on real data.
 
 python benchmarks/proxy_pu.py                                        # writes the proxy
 python benchmarks/tabular_pu.py -o data.path=runs/pu/proxy.parquet -o pu.column=label --truth truth    # baselines
 python benchmarks/study_pu.py proxy                                  # all rows that are not in pu.jsonl yet
-python benchmarks/study_pu.py synthesizability bagging spies         # some
-python benchmarks/study_pu.py proxy bagging -o train.epochs=1        # a trial in a folder of its own; not recorded
+python benchmarks/study_pu.py synthesizability "trees, spies"        # some
+python benchmarks/study_pu.py proxy "layers, nnpu" -o train.epochs=1 # a trial in a folder of its own; not recorded
 python benchmarks/tabular_pu.py --table                              # writes docs/synthesizability-figures.md
 
-The study is ``benchmarks/studies/pu.yaml``: settings, data sets, and overrides by row. Each finished fit is one line of
-``pu.jsonl``, beside the baselines' with the same held-out positives; one that was interrupted goes on in its folder,
-and its time is then that of the last part.
+The study is ``benchmarks/studies/pu.yaml``: data sets, classifiers, and by row what it changes of one of these. Each
+finished fit is one line of ``pu.jsonl``, beside the baselines' with the same held-out positives; one that was
+interrupted goes on in its folder, and its time is then that of the last part.
 """
 
 from __future__ import annotations
@@ -48,11 +48,17 @@ def prior(lines: list[dict[str, Any]], data: str) -> float:
     return float(found[-1])
 
 
+def classifier(study: dict[str, Any], row: str) -> dict[str, Any]:
+    """Return the configuration of a row's classifiers, and what all rows with such classifiers change of it."""
+    found: dict[str, Any] = study["classifiers"][study["rows"][row]["of"]]
+    return found
+
+
 def overrides(study: dict[str, Any], data: str, row: str, lines: list[dict[str, Any]]) -> list[str]:
     """Return what a row changes of the study's settings."""
     entry = study["data"][data]
     path = data_path(entry)
-    changes = [*entry["common"], *study["rows"][row]]
+    changes = [*entry["common"], *classifier(study, row)["common"], *study["rows"][row]["changes"]]
     if any("PRIOR" in change for change in changes):
         stated = f"{prior(lines, Path(path).stem):g}"
         changes = [change.replace("PRIOR", stated) for change in changes]
@@ -67,14 +73,15 @@ def tables(run: PURun) -> Tables:
 def fit_row(study: dict[str, Any], row: str, asked: argparse.Namespace, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Fit one row and return its line."""
     changes = [*overrides(study, asked.data, row, lines), *asked.overrides]
-    config = load(ROOT / study["config"], changes)
+    file = classifier(study, row)["config"]
+    config = load(ROOT / file, changes)
     trial = "trials" if asked.overrides else "rows"
     folder = asked.folder / asked.data / trial / row.replace(",", "").replace(" ", "_")
     started = time.perf_counter()
     run = pu_fit(config, folder, folder.exists(), asked.side_by_side, asked.workers)
     line = described(row, tables(run), config, run.plan, study["data"][asked.data].get("truth"), asked.published)
     words = [word for change in changes for word in ("-o", change)]
-    command = shlex.join(["cgnn", "pu", "fit", study["config"], *words, "--output", str(folder)])
+    command = shlex.join(["cgnn", "pu", "fit", file, *words, "--output", str(folder)])
     return line | {"seconds": round(time.perf_counter() - started, 1), "command": command}
 
 

@@ -153,10 +153,13 @@ SMALL = ["model.width=4", "model.depth=1", "model.head_width=4", "train.epochs=1
 def test_a_network_of_the_study(run, benchmarks, files, tmp_path, monkeypatch, capsys):
     trees, constant = run("--truth", "truth", "--rows", "trees", "a constant")
     study_pu = benchmarks[2]
-    rows = {"bagging": ["pu.bags=2", *SMALL], "nnpu": ["pu.bags=1", "pu.way=nnpu", "pu.prior=PRIOR", *SMALL]}
+    rows = {
+        "bagging": {"of": "layers", "changes": ["pu.bags=2"]},
+        "nnpu": {"of": "layers", "changes": ["pu.bags=1", "pu.way=nnpu", "pu.prior=PRIOR"]},
+    }
     data = {"proxy": {"path": str(files[1]), "common": ["pu.column=label"], "truth": "truth"}}
     (tmp_path / "studies").mkdir()
-    study = {"config": str(files[0]), "data": data, "rows": rows}
+    study = {"classifiers": {"layers": {"config": str(files[0]), "common": SMALL}}, "data": data, "rows": rows}
     (tmp_path / "studies" / "pu.yaml").write_text(yaml.safe_dump(study))
     monkeypatch.setattr(study_pu, "STUDIES", tmp_path / "studies")
     words = ["study_pu.py", "proxy", "--side-by-side", "serial", "--folder", str(tmp_path), "--lines"]
@@ -183,4 +186,5 @@ def test_every_row_of_the_study_is_a_valid_change(benchmarks, files):
     lines = [{"data": data, "row": "trees", "alpha_best_bin": 0.2} for data in study["data"]]
     for data in study["data"]:
         for row in study["rows"]:
-            study_pu.load(files[0], study_pu.overrides(study, data, row, lines))
+            file = study_pu.ROOT / study_pu.classifier(study, row)["config"]
+            study_pu.load(file, study_pu.overrides(study, data, row, lines))
