@@ -39,11 +39,11 @@ setup(
         Extension(
             f"cgnn.kernels._{name}",
             [f"cgnn/kernels/{name}.c"],
-            depends=["cgnn/kernels/edges.h"] if name != "neighbors" else [],
+            depends=["cgnn/kernels/edges.h"] if name in ("gate", "edgewise") else [],
             libraries=["m"] if os.name == "posix" else [],
             extra_compile_args=FLAGS,
             optional=True,
         )
-        for name in ("gate", "edgewise", "neighbors")
+        for name in ("gate", "edgewise", "neighbors", "trees")
     ],
 )

@@ -16,7 +16,7 @@ HAS_COMPILER = shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0])
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler here")
 @pytest.mark.skipif(os.environ.get("CGNN_KERNELS") == "off", reason="CGNN_KERNELS=off")
-@pytest.mark.parametrize("name", ["gate", "edgewise", "neighbors"])
+@pytest.mark.parametrize("name", ["gate", "edgewise", "neighbors", "trees"])
 def test_kernels_were_compiled(name):
     assert load(name) is not None, "install again (make), or: python setup.py build_ext --inplace"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from cgnn.kernels import load
+
+
+def kernel() -> Any:
+    """Return the compiled library, or None where it was not built."""
+    library = load("trees")
+    if library is not None and not library.trees_add.argtypes:
+        pointer, integer = ctypes.c_void_p, ctypes.c_int64
+        library.trees_add.argtypes = [pointer, integer, integer, *[pointer] * 5, integer, integer, pointer, integer]
+    return library
 
 
 class BoostedTrees(nn.Module):
@@ -69,12 +81,28 @@ class BoostedTrees(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sums (B, 1) of features (B, F)."""
-        trees, nodes = self.feature.shape
+        # clamped as whole numbers, of which none is nan: a damaged file must not lead out of the tables
+        feature = self.feature.long().clamp(0, x.shape[1] - 1)
+        sides = self.sides.long().clamp(0, self.feature.shape[1] - 1)
+        on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+        summed = self._compiled if on_cpu and kernel() is not None else self._stepwise
+        return (self.base.double() + summed(x, feature, sides)).to(x.dtype)[:, None]
+
+    def _compiled(self, x: Tensor, feature: Tensor, sides: Tensor) -> Tensor:
+        x, (left, right) = x.contiguous(), sides.int()
+        feature, threshold, value = feature.int(), self.threshold.contiguous(), self.value.contiguous()
+        sums = torch.zeros(len(x), dtype=torch.float64)
+        tables = [table.data_ptr() for table in (feature, threshold, left, right, value)]
+        given = [x.data_ptr(), *x.shape, *tables, *feature.shape, sums.data_ptr(), torch.get_num_threads()]
+        if kernel().trees_add(*given):
+            raise MemoryError("no memory for boosted trees")
+        return sums
+
+    def _stepwise(self, x: Tensor, feature: Tensor, sides: Tensor) -> Tensor:
+        trees, nodes = feature.shape
         start = torch.arange(trees, device=x.device) * nodes
-        # clamped: a damaged file must not lead out of the tables
-        feature = self.feature.long().clamp(0, x.shape[1] - 1).flatten()
-        left, right = (self.sides.long().clamp(0, nodes - 1) + start[:, None]).flatten(1)
-        threshold = self.threshold.flatten()
+        feature, threshold = feature.flatten(), self.threshold.flatten()
+        left, right = (sides + start[:, None]).flatten(1)
         place = start.expand(len(x), trees)
         for _ in range(nodes // 2):  # no path is longer; most are done much earlier
             is_left = x.gather(1, feature[place]) <= threshold[place]
@@ -82,5 +110,4 @@ class BoostedTrees(nn.Module):
             if torch.equal(following, place):
                 break
             place = following
-        total = self.base.double() + self.value.double().flatten()[place].sum(dim=1)
-        return total.to(x.dtype)[:, None]
+        return self.value.double().flatten()[place].sum(dim=1)
