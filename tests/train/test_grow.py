@@ -9,6 +9,7 @@ from ase.build import bulk
 from cgnn.config import build
 from cgnn.errors import CheckpointError, ConfigError, DataError
 from cgnn.model import CrystalGNN
+from cgnn.model.descriptors import Volume
 from cgnn.predict import Predictor
 from cgnn.predict.explain import explain
 from cgnn.train import train
@@ -95,7 +96,25 @@ def test_bags_of_trees(pu_settings_small, tmp_path):
     run = PURun.load(tmp_path / "run")
     assert len(load_model(run.model_file).members) == 2
     assert np.isfinite(run.heldout.clscore).all()
+    fresh = Predictor.load(run.folder / "best", "cpu").predict(pu_settings_small.data.path)  # makes descriptors anew
+    predicted = dict(zip(fresh.ids, fresh.columns["made"], strict=True))
+    np.testing.assert_allclose([predicted[name] for name in run.heldout.ids], run.heldout.clscore, atol=1e-6)
     assert np.nanmin(run.scores.clscore) < np.nanmax(run.scores.clscore)
+
+
+def test_descriptors_are_made_once_for_all_bags(pu_settings_small, tmp_path, monkeypatch):
+    made = []
+    forward = Volume.forward
+    monkeypatch.setattr(
+        Volume, "forward", lambda self, graph: made.extend(graph.z[graph.ptr[:-1]]) or forward(self, graph)
+    )
+    with pytest.warns(UserWarning, match="were drawn by all"):
+        run = pu_fit(pu_settings_small, tmp_path / "run", side_by_side="serial")
+    assert len(made) == 60
+    with pytest.warns(UserWarning, match="were drawn by all"):
+        alone = pu_fit(pu_settings_small, tmp_path / "alone", side_by_side="processes", workers=2)
+    assert alone.scores.clscore.tolist() == pytest.approx(run.scores.clscore.tolist(), nan_ok=True, abs=0)
+    assert (tmp_path / "alone" / "descriptors.safetensors").exists()
 
 
 def test_members_over_descriptors_alone_share_their_features(more, tmp_path, monkeypatch):
