@@ -36,7 +36,7 @@ CHECKED = 500
 TOLERANCE = 1e-4
 
 
-def check(config: Config) -> None:
+def check(config: Config, method: Method) -> None:
     """Check that trees can do what the settings ask for.
 
     Raises:
@@ -51,6 +51,7 @@ def check(config: Config) -> None:
         f"train.loss {train.loss}": train.loss not in LOSSES,
         "targets of atoms": any(target.level != "crystal" for target in config.targets),
         "targets of several classes": any(target.task == "multiclass" for target in config.targets),
+        f"a way of learning in steps ({type(method).__name__})": method.needs_steps,
     }
     for what in (name for name, is_asked in refused.items() if is_asked):
         raise ConfigError(f"model.head trees: not with {what}")

@@ -110,7 +110,7 @@ class _Session:
         self.settings, self.method = config.train, method
         self.is_grown = config.model.head == "trees"
         if self.is_grown:
-            check(config)
+            check(config, method)
         self.fabric = engine(self.settings)
         dataset.to(self.fabric.device)
         self.progress = Progress()

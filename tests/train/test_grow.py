@@ -7,6 +7,8 @@ import pytest
 from ase.build import bulk
 
 from cgnn.config import build
+from cgnn.data.dataset import CrystalDataset
+from cgnn.data.prepare import prepare
 from cgnn.errors import CheckpointError, ConfigError, DataError
 from cgnn.model import CrystalGNN
 from cgnn.model.descriptors import Volume
@@ -16,6 +18,7 @@ from cgnn.train import train
 from cgnn.train.checkpoint import load_model
 from cgnn.train.ensembles.ensemble import Ensemble, train_ensemble
 from cgnn.train.pu import PURun, pu_fit
+from cgnn.train.ways.semi import mean_teacher
 
 TREES = {"head": "trees", "trees": 60, "leaves": 6, "depth": 0, "descriptors": ["element_statistics", "volume"]}
 
@@ -153,6 +156,14 @@ def pu_settings_small(small_settings, embedded_documents, tmp_path):
 def test_what_trees_cannot_do(small_settings, tmp_path, sections, message):
     with pytest.raises(ConfigError, match=message):
         train(settings(small_settings, **sections), tmp_path / "run")
+
+
+def test_not_for_ways_that_learn_in_steps(more, tmp_path):
+    config = settings(more)
+    dataset = CrystalDataset(prepare(config.data, config.graph), config.targets)
+    parts = {"train": np.arange(60), "val": np.arange(60, 80)}
+    with pytest.raises(ConfigError, match=r"not with a way of learning in steps \(Consistency\)"):
+        mean_teacher(config, dataset, parts, np.arange(80, 120), tmp_path / "run")
 
 
 def test_not_for_nnpu(pu_settings_small, tmp_path):

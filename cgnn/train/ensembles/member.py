@@ -68,6 +68,7 @@ class Member(Method):
             drawn += " " + " ".join(hashlib.sha256(parts[name].tobytes()).hexdigest() for name in sorted(parts))
         self.key = f"member {number} {drawn} {self.way.key}"
         self.source = self.way.source
+        self.needs_steps = self.way.needs_steps
 
     def begin(self, model: CrystalGNN) -> None:
         """Draw its first weights, of which the shared way may take others; tables and scaling stay."""

@@ -46,6 +46,8 @@ class NonNegative(Method):
         prior: The share of positives among the unlabelled.
     """
 
+    needs_steps = True
+
     def __init__(self, prior: float) -> None:
         self.prior = prior
         self.key = f"nnpu {prior!r}"

@@ -36,6 +36,8 @@ class Companions(Method):
         DataError: The pool is empty.
     """
 
+    needs_steps = True
+
     def __init__(self, config: Config, pool: Indices, ratio: float, key: str) -> None:
         if not ratio > 0:
             raise ConfigError(f"ratio: expected a number above 0, got {ratio!r}")

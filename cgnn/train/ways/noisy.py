@@ -28,7 +28,8 @@ class Around(Method):
 
     def __init__(self, way: Method) -> None:
         self.way = way
-        self.key, self.source, self.uses_labels = way.key, way.source, way.uses_labels
+        self.key, self.source = way.key, way.source
+        self.uses_labels, self.needs_steps = way.uses_labels, way.needs_steps
 
     def begin(self, model: CrystalGNN) -> None:
         """Change a fresh network as the other does."""

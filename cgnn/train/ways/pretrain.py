@@ -85,6 +85,7 @@ class SelfSupervised(Method):
     """
 
     uses_labels = False
+    needs_steps = True
 
     def __init__(self, config: Config, strength: float) -> None:
         self.config, self.strength = config, strength
