@@ -24,6 +24,7 @@ def depth(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --output.")] = False,
     device: TrainDevice = None,
     workers: Workers = 0,
+    side_by_side: Annotated[str, typer.Option("--side-by-side", help="auto, serial, processes or ray.")] = "auto",
 ) -> None:
     """Compare networks of several depths and remedies; leave depth.csv, a report, and a verdict in words."""
     settings = read_settings(config, override, {"train.device": device}, output, resume)
@@ -34,7 +35,7 @@ def depth(
         say(f"data: {', '.join(settings.data.paths) or 'not given'}, up to {epochs} epochs for each fit")
         lines = lambda name: lambda row: say(f"{name}  {epoch_line(row, epochs)}")  # noqa: E731
         try:
-            study = depth_study(settings, output, resume, workers, lines, counted)
+            study = depth_study(settings, output, resume, workers, lines, counted, side_by_side)
         except Stopped:
             _report(finished(settings, output))
             raise

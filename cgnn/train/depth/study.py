@@ -25,6 +25,7 @@ from cgnn.train.checkpoint import load_model
 from cgnn.train.depth.table import Row, rows_of, write_table
 from cgnn.train.depth.watch import measurable, watching
 from cgnn.train.ensembles.member import Member
+from cgnn.train.ensembles.on_cluster import on_ray
 from cgnn.train.ensembles.side_by_side import Group, Parts, Report, in_processes, one_by_one
 from cgnn.train.metrics import evaluate
 from cgnn.train.run import begin, check_folder, predict_part, train
@@ -70,6 +71,10 @@ class Fit(Member):
         return f"{self.remedy}-depth-{self.config.model.depth}-seed-{self.config.train.seed}"
 
 
+SIDE_BY_SIDE: dict[str, Callable[[Group], None]] = {"serial": one_by_one, "processes": in_processes, "ray": on_ray}
+"""How the fits of a study share a machine or, with ``ray``, a cluster; all leave the same table."""
+
+
 def depth_study(
     config: Config,
     folder: str | Path,
@@ -77,6 +82,7 @@ def depth_study(
     workers: int = 0,
     report: Callable[[str], Report] | None = None,
     watch: Watch | None = None,
+    side_by_side: str = "auto",
 ) -> Study:
     """Fit networks of all depths, remedies and seeds of ``depth``, and leave ``depth.csv``.
 
@@ -87,10 +93,10 @@ def depth_study(
         config: All settings.
         folder: New or empty, unless resumed.
         resume: Go on where an earlier call stopped.
-        workers: Fits side by side, each in a process with one thread; 0 means one for each processor. On a GPU one
-            after another.
+        workers: Fits side by side, each in a process with one thread; 0 means one for each processor.
         report: Gives, for the name of a fit, what is called with each epoch's row.
         watch: Wraps the stream of crystals while graphs are built.
+        side_by_side: Entry of `SIDE_BY_SIDE`, or ``auto``: processes, and on a GPU one after another.
 
     Raises:
         ConfigError: The folder holds something already, or the settings do not fit.
@@ -98,6 +104,7 @@ def depth_study(
         Stopped: A signal arrived; the states are saved.
     """
     folder = Path(folder)
+    choose({"auto": None, **SIDE_BY_SIDE}, side_by_side, "way to fit side by side")
     fits = planned(config)
     check_folder(folder, resume)
     _check_same(config, folder)
@@ -120,8 +127,10 @@ def depth_study(
     group = replace(group, enough=note)
     if report is not None:
         group = replace(group, report=lambda number: report(names[number]))
-    is_on_cpu = config.train.device == "cpu" or not torch.cuda.is_available()
-    (in_processes if is_on_cpu and group.workers > 1 and len(left) > 1 else one_by_one)(group)
+    if side_by_side == "auto":
+        is_on_cpu = config.train.device == "cpu" or not torch.cuda.is_available()
+        side_by_side = "processes" if is_on_cpu and group.workers > 1 and len(left) > 1 else "serial"
+    SIDE_BY_SIDE[side_by_side](group)
     return written(config, folder)
 
 
