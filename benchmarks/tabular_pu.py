@@ -107,13 +107,13 @@ def _computed(dataset: CrystalDataset, indices: NDArray[np.int64]) -> NDArray[np
     return features
 
 
-def classifier(seed: int) -> Any:
+def classifier(seed: int, trees: int) -> Any:
     """Return gradient-boosted trees that tell two classes."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     return HistGradientBoostingClassifier(
         learning_rate=0.08,
-        max_iter=400,
+        max_iter=trees,
         max_leaf_nodes=48,
         min_samples_leaf=10,
         l2_regularization=1.0,
@@ -123,7 +123,9 @@ def classifier(seed: int) -> Any:
     )
 
 
-def bagged(features: NDArray[np.float32], crystals: Crystals, bags: int, seed: int = 0) -> NDArray[np.float32]:
+def bagged(
+    features: NDArray[np.float32], crystals: Crystals, bags: int, seed: int = 0, trees: int = 400
+) -> NDArray[np.float32]:
     """Return the votes of trees (bags, n): each bag's probabilities for what it has not seen, else ``nan``."""
     votes = np.full((bags, len(features)), np.nan, dtype=np.float32)
     labels = np.zeros(len(features))
@@ -131,7 +133,7 @@ def bagged(features: NDArray[np.float32], crystals: Crystals, bags: int, seed: i
     for bag in range(bags):
         draw = crystals.plan.draw(bag)
         seen, outside = crystals.rows([*draw.train, *draw.val]), crystals.rows(crystals.plan.outside(draw))
-        model = classifier(seed + bag).fit(features[seen], labels[seen])
+        model = classifier(seed + bag, trees).fit(features[seen], labels[seen])
         votes[bag, outside] = model.predict_proba(features[outside])[:, 1]
     return votes
 
@@ -147,6 +149,7 @@ def nearest(crystals: Crystals) -> NDArray[np.float32]:
 
 ROWS: dict[str, Callable[[Crystals, int, int], NDArray[np.float32]]] = {
     "trees": lambda crystals, bags, seed: bagged(crystals.features, crystals, bags, seed),
+    "trees, 1600 a bag": lambda crystals, bags, seed: bagged(crystals.features, crystals, bags, seed, 1600),
     "trees, composition and volume": lambda crystals, bags, seed: bagged(
         crystals.features[:, :COMPOSITION], crystals, bags, seed
     ),
