@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import time
 from pathlib import Path
@@ -31,9 +32,9 @@ from cgnn.train.pu import PURun, pu_fit
 
 
 def data_path(entry: dict[str, Any]) -> str:
-    """Return where a data set of the study lies: in the project if it was made there, else among the real data."""
+    """Return where a data set of the study lies, from here: in the project if it was made there, else among the real data."""
     inside = ROOT / entry["path"]
-    return str(inside if inside.exists() else DATA / entry["path"])
+    return os.path.relpath(inside if inside.exists() else DATA / entry["path"])
 
 
 def prior(lines: list[dict[str, Any]], data: str) -> float:
@@ -81,7 +82,7 @@ def fit_row(study: dict[str, Any], row: str, asked: argparse.Namespace, lines: l
     run = pu_fit(config, folder, folder.exists(), asked.side_by_side, asked.workers)
     line = described(row, tables(run), config, run.plan, study["data"][asked.data].get("truth"), asked.published)
     words = [word for change in changes for word in ("-o", change)]
-    command = shlex.join(["cgnn", "pu", "fit", file, *words, "--output", str(folder)])
+    command = shlex.join(["cgnn", "pu", "fit", file, *words, "--output", os.path.relpath(folder, ROOT)])
     return line | {"seconds": round(time.perf_counter() - started, 1), "command": command}
 
 
