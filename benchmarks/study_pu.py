@@ -32,7 +32,7 @@ from cgnn.train.pu import PURun, pu_fit
 
 
 def data_path(entry: dict[str, Any]) -> str:
-    """Return where a data set of the study lies, from here: in the project if it was made there, else among the real data."""
+    """Return where a data set of the study lies, from here: in the project if made there, else among the real data."""
     inside = ROOT / entry["path"]
     return os.path.relpath(inside if inside.exists() else DATA / entry["path"])
 
