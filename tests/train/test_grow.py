@@ -105,6 +105,13 @@ def test_bags_of_trees(pu_settings_small, tmp_path):
     assert np.nanmin(run.scores.clscore) < np.nanmax(run.scores.clscore)
 
 
+def test_a_run_that_cannot_begin_leaves_nothing(pu_settings_small, tmp_path):
+    pu = pu_settings_small.pu.model_copy(update={"ratio": 100.0})
+    with pytest.raises(DataError):
+        pu_fit(pu_settings_small.model_copy(update={"pu": pu}), tmp_path / "run", side_by_side="serial")
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
 def test_descriptors_are_made_once_for_all_bags(pu_settings_small, tmp_path, monkeypatch):
     made = []
     forward = Volume.forward

@@ -23,6 +23,7 @@ from cgnn.data.tables import write_set_aside
 from cgnn.errors import CheckpointError, ConfigError, choose
 from cgnn.files import write_json, write_text
 from cgnn.train.checkpoint import MODEL_FILE, load_model, save_model
+from cgnn.train.described import describe
 from cgnn.train.ensembles.batched import can_batch
 from cgnn.train.ensembles.ensemble import SIDE_BY_SIDE
 from cgnn.train.ensembles.side_by_side import Report
@@ -134,10 +135,11 @@ def pu_fit(
     config = config.model_copy(update={"pu": pu})
     check_folder(folder, resume)
     way = _checked(config, pu, side_by_side, folder, resume)
-    dataset = Opening(pu, folder / DESCRIBED_FILE)(config, watch)
+    dataset = Opening(pu)(config, watch)
     plan = _planned(config, pu, dataset, folder)
     write_json(folder / PU_FILE, {"side_by_side": way})
     write_text(folder / "config.yaml", configs.dump(config))
+    describe(dataset, config, folder / DESCRIBED_FILE)
     bags = Bags(config, pu, dataset, plan, folder, way == "batched")
     progress = Progress(bags, tell)
     for group in bags.groups():
