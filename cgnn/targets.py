@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from cgnn.errors import DataError, unknown
+from cgnn.strict import Strict
 
 Label = float | int | str | bool | None
 
@@ -45,14 +46,12 @@ ENDINGS = ("_std", "_lower", "_upper", "_true", "_spread")
 how far the members of an ensemble are apart."""
 
 
-class Target(BaseModel):
+class Target(Strict):
     """One property to learn: where its labels stand and on which scale they are learned.
 
     Labels keep their physical unit everywhere outside the head; ``transform`` and scaling are applied
     inside it.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
     column: str = ""

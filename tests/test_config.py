@@ -4,9 +4,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgnn.config import Config, build, differences, dump, load, parse_yaml
+from cgnn.config import Config, build, load
 from cgnn.errors import ConfigError
+from cgnn.strict import differences, dump
 from cgnn.targets import Target
+from cgnn.yaml_text import parse_yaml
 
 ROOT_SETTINGS = {"targets": [{"name": "bulk_modulus", "unit": "GPa", "transform": "log10"}]}
 

@@ -7,17 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from cgnn.config import build_as, dump, load_as
 from cgnn.files import write_text
+from cgnn.strict import Strict, build_as, dump, load_as
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class _Stage(_Strict):
+class _Stage(Strict):
     name: str = Field(default="", max_length=80)
     """What tables and counts call it; by default its kind, and a number where there are several."""
 
@@ -100,7 +96,7 @@ Stage = Annotated[
 ]
 
 
-class InputsConfig(_Strict):
+class InputsConfig(Strict):
     """Inputs of first-principles calculations (VASP) of what is left at the end."""
 
     sets: Annotated[tuple[Literal["relax", "static", "elastic"], ...], Field(min_length=1)] = (
@@ -111,11 +107,11 @@ class InputsConfig(_Strict):
     """``relax`` and ``static`` are those of the Materials Project, ``elastic`` its deformed cells."""
 
 
-class ScreenConfig(_Strict):
+class ScreenConfig(Strict):
     """Everything that defines a screen."""
 
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     """Name -> column of the input (numbers), such as ``energy_above_hull``, for rules and rankings."""
     rejected: Literal["csv", "parquet"] = "csv"
     """Format of the table of rejected crystals."""

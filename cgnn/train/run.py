@@ -14,6 +14,7 @@ import orjson
 from numpy.typing import NDArray
 
 from cgnn import config as configs
+from cgnn import strict
 from cgnn.config import Config
 from cgnn.data.dataset import CrystalDataset
 from cgnn.data.prepare import Watch, prepare
@@ -174,7 +175,7 @@ def begin(config: Config, folder: Path, writes: bool, watch: Watch | None = None
     summaries = dataset.summaries(config.data.split)
     parts = split(config.data.split, summaries)
     if writes:
-        write_text(folder / "config.yaml", configs.dump(config))
+        write_text(folder / "config.yaml", strict.dump(config))
         parts.save(folder / "split.json")
         write_json(folder / "split_report.json", split_report(parts, summaries))
         write_set_aside(folder / "set_aside.csv", dataset.set_aside)

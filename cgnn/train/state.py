@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cgnn.config import Config, build, differences
+from cgnn.config import Config, build
 from cgnn.data.dataset import CrystalDataset
 from cgnn.errors import CheckpointError, ConfigError
 from cgnn.files import write_bytes
+from cgnn.strict import differences
 from cgnn.train.checkpoint import STATE_FILE, read_tensors, write_tensors
 
 VERSION = 1

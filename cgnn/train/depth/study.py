@@ -13,6 +13,7 @@ import orjson
 import torch
 
 from cgnn import config as configs
+from cgnn import strict
 from cgnn.config import Config, DepthConfig, build
 from cgnn.data.dataset import CrystalDataset
 from cgnn.data.engines.choice import processors
@@ -167,7 +168,7 @@ def _check_same(config: Config, folder: Path) -> None:
     """Check that a study that is there has the same settings; depths, remedies and seeds may be added."""
     if not (folder / "config.yaml").is_file():
         return
-    changed = configs.differences(configs.load(folder / "config.yaml"), config)
+    changed = strict.differences(configs.load(folder / "config.yaml"), config)
     lines = [f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items() if key not in _GROWING]
     if lines:
         raise CheckpointError(f"{folder}: can't resume with other settings: {'; '.join(lines)}")

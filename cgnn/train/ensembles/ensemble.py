@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cgnn import config as configs
+from cgnn import strict
 from cgnn.config import Config
 from cgnn.data.engines.choice import processors
 from cgnn.data.prepare import Watch
@@ -142,7 +143,7 @@ def _resolved(plan: Ensemble, config: Config, begun: Ensemble | None) -> Ensembl
 
 
 def _check_same(config: Config, plan: Ensemble, begun: Ensemble, folder: Path) -> None:
-    changed = configs.differences(configs.load(folder / "config.yaml"), config)
+    changed = strict.differences(configs.load(folder / "config.yaml"), config)
     for name in ("members", "by"):
         if getattr(begun, name) != getattr(plan, name):
             changed[name] = (getattr(begun, name), getattr(plan, name))

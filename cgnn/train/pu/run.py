@@ -14,6 +14,7 @@ import orjson
 import torch
 
 from cgnn import config as configs
+from cgnn import strict
 from cgnn.config import Config, PUConfig
 from cgnn.data.dataset import CrystalDataset
 from cgnn.data.engines.choice import processors
@@ -138,7 +139,7 @@ def pu_fit(
     dataset = Opening(pu)(config, watch)
     plan = _planned(config, pu, dataset, folder)
     write_json(folder / PU_FILE, {"side_by_side": way})
-    write_text(folder / "config.yaml", configs.dump(config))
+    write_text(folder / "config.yaml", strict.dump(config))
     describe(dataset, config, folder / DESCRIBED_FILE)
     bags = Bags(config, pu, dataset, plan, folder, way == "batched")
     progress = Progress(bags, tell)
@@ -175,7 +176,7 @@ def _checked(config: Config, pu: PUConfig, side_by_side: str, folder: Path, resu
         if resume:
             warnings.warn(f"{folder}: holds no such run yet; it starts from the beginning", stacklevel=3)
         return way
-    changed = configs.differences(configs.load(folder / "config.yaml"), config)
+    changed = strict.differences(configs.load(folder / "config.yaml"), config)
     old, new = changed.get("pu.bags", (0, 0))
     if way == "batched" and min(old, new) % pu.together:
         raise CheckpointError(

@@ -16,9 +16,10 @@ import orjson
 import pytest
 import torch
 
-from cgnn.config import build, dump
+from cgnn.config import build
 from cgnn.errors import CheckpointError, ConfigError, NumericsError, WorkerError
 from cgnn.predict import Predictor
+from cgnn.strict import dump
 from cgnn.train import Ensemble, Run, loop, train, train_ensemble
 from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE, load_model, read_tensors
 from cgnn.train.ensembles import batched
