@@ -140,6 +140,23 @@ class ModelConfig(Strict):
     leaves: int = Field(default=48, ge=2, le=1024)
     """``head: trees``: leaves of a tree at most."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    hints: HintsConfig | None = None
+    """Set by ``transfer.hints``, never by hand."""
+
+
+class HintsConfig(Strict):
+    """A trained network that stays as it is; what it says of a crystal is a hint to the one that learns."""
+
+    model: ModelConfig
+    targets: tuple[Target, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> HintsConfig:
+        if self.model.hints is not None:
+            raise ValueError("a network with hints of its own can't give hints")
+        if not any(target.level == "crystal" for target in self.targets):
+            raise ValueError("hints are about whole crystals, and this network's targets are all of atoms")
+        return self
 
 
 class TrainConfig(Strict):
@@ -189,6 +206,8 @@ class TransferConfig(Strict):
     """Parts that stay as they were taken."""
     slow: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Part -> factor on the learning rate; the finer name counts."""
+    hints: bool = False
+    """Keep the model, as it is, inside the new one: what it says of a crystal is added to the pooled features."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor on the learning rate per layer below the pooling: the last convolution has it once, the embedding
     depth + 1 times."""
@@ -269,6 +288,10 @@ class Config(Strict):
             taken = sorted(target.beside().intersection(names))
             if taken:
                 raise ValueError(f"the target name {taken[0]!r} is taken by a column of {target.name!r} in tables")
+        if self.model.hints is not None and not (self.transfer and self.transfer.hints):
+            raise ValueError("model.hints is set by transfer.hints: true, never by hand")
+        if self.transfer and self.transfer.hints and self.model.head == "trees":
+            raise ValueError("transfer.hints: not with model.head trees, which learn no weights for them")
         return self
 
     @property

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch_geometric.nn.aggr import AttentionalAggregation
 from torch_geometric.utils import scatter
 
-from cgnn.config import ModelConfig
+from cgnn.config import HintsConfig, ModelConfig
 from cgnn.errors import choose
 from cgnn.graph.fields import distances
 from cgnn.model.conv import Edges, EdgeUpdate, GatedConv
@@ -113,8 +113,9 @@ class CrystalGNN(nn.Module):
             # keyed by field: a module can't hold one called "type" or "values"
             {target.field: choose(HEADS, target.task, "task")(target, config) for target in targets}
         )
-        # last, so that the others' first weights do not depend on it
+        # last, so that the others' first weights do not depend on them
         self.remedy = build_remedy(config)
+        self.hints = Hints(config.hints, config.width) if config.hints else None
 
     def atom_features(self, graph: Any) -> Tensor:
         """Return the features of atoms after the last convolution (N, F)."""
@@ -189,6 +190,8 @@ class CrystalGNN(nn.Module):
     def crystal_features(self, h: Tensor, graph: Any) -> Tensor:
         """Return the features of crystals (B, F) that their heads see, of atom features (N, F)."""
         pooled = self.pool(h, graph.batch, graph.num_graphs)
+        if self.hints is not None:
+            pooled = pooled + self.hints(graph)
         if self.descriptors is None:
             return pooled
         beside = self.descriptors(graph).to(pooled.dtype)
@@ -204,6 +207,8 @@ class CrystalGNN(nn.Module):
             conv.fold()
         if self.config.pair_norm == "batch":
             twin.config = self.config.model_copy(update={"pair_norm": "none"})
+        if twin.hints is not None:
+            twin.hints.network = twin.hints.network.folded()
         return twin
 
     def head(self, name: str) -> Head:
@@ -248,6 +253,39 @@ class CrystalGNN(nn.Module):
     def decode(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return predictions in physical units (or probabilities) by target name."""
         return {name: self.head(name).decode(output) for name, output in raw.items()}
+
+
+class Hints(nn.Module):
+    r"""What a trained network says of a crystal, taken to its features by a matrix that starts at zero.
+
+    .. math:: c' = c + W o(x)
+
+    with the pooled features c (B, F), the raw outputs o (B, P) for the network's crystal-level targets, and W (F, P).
+    The network never changes, neither its weights nor, in training, its running statistics.
+
+    Args:
+        config: Settings of the network and its targets.
+        width: Features per crystal F.
+    """
+
+    def __init__(self, config: HintsConfig, width: int) -> None:
+        super().__init__()
+        self.network = CrystalGNN(config.model, config.targets).requires_grad_(False).eval()
+        self.names = [target.name for target in config.targets if target.level == "crystal"]
+        self.linear = nn.Linear(sum(self.network.head(name).outputs for name in self.names), width, bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def train(self, mode: bool = True) -> Hints:
+        """Change the mode of the matrix alone."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, graph: Any) -> Tensor:
+        """Return what is added to the features of the crystals of a batch (B, F)."""
+        raw = self.network(graph)
+        said = [raw[name][:, : self.network.head(name).outputs] for name in self.names]
+        return self.linear(torch.cat(said, dim=1).to(self.linear.weight.dtype))
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from cgnn.train.loop import Indices, fit
 from cgnn.train.method import Method
 from cgnn.train.metrics import Baseline, evaluate
 from cgnn.train.run import method_of, predict_part
+from cgnn.train.ways.transfer import with_hints
 
 Row = dict[str, float | int | str]
 
@@ -87,6 +88,7 @@ def learning_curve(
 
 
 def _fit_one(config: Config, dataset: CrystalDataset, parts: dict[str, Indices], folder: Path, arm: Arm) -> list[Row]:
+    config = with_hints(config)
     model = fit(config, dataset, parts, folder, resume=True, method=arm.method(config, folder, True)).model
     truth = {target.name: dataset.label(target, parts["test"]) for target in config.targets}
     baselines = {target.name: Baseline.fit(target, dataset.label(target, parts["train"])) for target in config.targets}

@@ -34,7 +34,7 @@ from cgnn.train.metrics import Baseline, evaluate
 from cgnn.train.trust.assess import assessed, combined_part
 from cgnn.train.trust.confidence import PART, Confidence
 from cgnn.train.ways.noisy import noisy
-from cgnn.train.ways.transfer import REPORT_FILE, Transfer
+from cgnn.train.ways.transfer import REPORT_FILE, Transfer, with_hints
 
 Report = Callable[[dict[str, float]], None]
 PARTS = ("train", "val", "test")
@@ -129,6 +129,7 @@ def train(
             raise ConfigError(f"{folder}: holds an ensemble; go on with it by cgnn.train.train_ensemble")
         if resume and not is_begun:
             warnings.warn(f"{folder}: holds no training state yet; training starts from the beginning", stacklevel=2)
+    config = with_hints(config, folder if is_begun else None)
     method = method_of(config, folder, resume, tell)
     method = around(method) if around else method
     crystals = begin(config, folder, first and not is_begun, watch)

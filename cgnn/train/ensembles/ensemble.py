@@ -26,6 +26,7 @@ from cgnn.train.ensembles.side_by_side import Group, Report, in_processes, one_b
 from cgnn.train.loop import in_history
 from cgnn.train.run import ENSEMBLE_FILE, Divided, Run, begin, check_folder, has_state, method_of, score
 from cgnn.train.trust.assess import assessed
+from cgnn.train.ways.transfer import with_hints
 
 SIDE_BY_SIDE: dict[str, Callable[[Group], None]] = {
     "serial": one_by_one,
@@ -115,6 +116,7 @@ def train_ensemble(
         raise ConfigError("train.devices: a member of an ensemble is fitted on one device")
     check_folder(folder, resume)
     begun = Ensemble.load(folder) if resume else None
+    config = with_hints(config, folder if begun else None)
     plan = _resolved(ensemble or begun or Ensemble(), config, begun)
     if begun:
         _check_same(config, plan, begun, folder)

@@ -37,6 +37,7 @@ from cgnn.train.pu.scores import HELDOUT_FILE, PROGRESS_FILE, SCORES_FILE, Score
 from cgnn.train.pu.ways import PU_WAYS
 from cgnn.train.run import check_folder
 from cgnn.train.trust.assess import assessed
+from cgnn.train.ways.transfer import with_hints
 
 PU_FILE = "pu.json"
 """Stands in the folder of such a run and says how its bags are fitted."""
@@ -133,8 +134,8 @@ def pu_fit(
     """
     folder = Path(folder)
     pu = config.pu or PUConfig()
-    config = config.model_copy(update={"pu": pu})
     check_folder(folder, resume)
+    config = with_hints(config.model_copy(update={"pu": pu}), folder if resume else None)
     way = _checked(config, pu, side_by_side, folder, resume)
     dataset = Opening(pu)(config, watch)
     plan = _planned(config, pu, dataset, folder)

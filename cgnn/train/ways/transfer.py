@@ -12,11 +12,12 @@ import orjson
 import torch
 from torch import nn
 
-from cgnn.config import Config, TransferConfig
+from cgnn.config import Config, HintsConfig, TransferConfig, load
 from cgnn.errors import ConfigError, unknown
 from cgnn.files import write_json
 from cgnn.model import CrystalGNN
 from cgnn.model.heads import Regression
+from cgnn.strict import build_as
 from cgnn.train.checkpoint import STATE_FILE, ModelInfo, load_model
 from cgnn.train.engine import is_first_process
 from cgnn.train.method import Method
@@ -37,7 +38,7 @@ SETTINGS: dict[str, set[str]] = {
 }
 """Part -> settings of the model that its weights know beside their shapes."""
 
-ELSEWHERE = {"depth", "dropout"}.union(*SETTINGS.values()) - {"activation"}
+ELSEWHERE = {"depth", "dropout", "hints"}.union(*SETTINGS.values()) - {"activation"}
 """Settings that the weights of a convolution do not know; they know all others, also those still to come."""
 
 SAME_TARGET = {"task", "level", "transform", "unit", "classes"}
@@ -83,6 +84,10 @@ class Transfer(Method):
     ) -> None:
         assert config.transfer is not None
         self.settings: TransferConfig = config.transfer
+        if self.settings.hints and config.model.hints is None:
+            raise ConfigError(
+                "transfer.hints: no room for the source; use the settings that with_hints(config) returns"
+            )
         self._config, self._tell, self._report = config, tell or _silent, Path(folder) / REPORT_FILE
         _check_names(config)
         is_begun = resume and (Path(folder) / "last" / STATE_FILE).is_file()
@@ -109,11 +114,15 @@ class Transfer(Method):
         self._check(reasons, loaded, rates)
         for part in loaded:
             _take(_parts(model)[part], _parts(self._source.model)[part])
+        if model.hints is not None:
+            model.hints.network.load_state_dict(self._source.model.state_dict())
         if is_first_process():
             self._note(self._source, loaded, reasons, rates)
 
     def rate(self, name: str) -> float:
         """Return the factor on the learning rate of a parameter; 0 where its part is frozen."""
+        if name.startswith("hints.network."):
+            return 0.0
         first, second = name.split(".")[:2]
         numbered = {name: f"{name}.{second}" for name in LAYERS} | {"heads": f"heads.{second.removeprefix('y_')}"}
         return self.factor({**numbered, "edge_embed": "embed"}.get(first, first))
@@ -149,13 +158,13 @@ class Transfer(Method):
 
     def _check(self, reasons: Mapping[str, str], loaded: list[str], rates: Mapping[str, float]) -> None:
         where = f"transfer.init_from: {self.settings.init_from}"
-        if not loaded:
+        if not loaded and not self.settings.hints:
             listed = "; ".join(f"{part}: {reason}" for part, reason in reasons.items())
             raise ConfigError(f"{where}: nothing of it fits this model: {listed}")
         for part, reason in reasons.items():
             if rates[part] == 0:
                 raise ConfigError(f"transfer.freeze: {part} would stay as it was drawn, it is not taken: {reason}")
-        if not any(rates.values()):
+        if not any(rates.values()) and not self.settings.hints:
             raise ConfigError("transfer.freeze: everything is frozen and nothing is left to learn")
 
     def _note(self, source: _Source, loaded: list[str], reasons: Mapping[str, str], rates: Mapping[str, float]) -> None:
@@ -168,16 +177,48 @@ class Transfer(Method):
             "not_loaded": reasons,
             "frozen": frozen,
             "rates": rates,
+            "hints": self._hints(),
         }
         write_json(self._report, report)
         changed = [f"{part} {rate:.3g}" for part, rate in rates.items() if rate not in (0, 1)]
-        self._tell(f"transfer: from {self.settings.init_from}: {', '.join(loaded)}")
+        self._tell(f"transfer: from {self.settings.init_from}: {', '.join(loaded) or 'no part'}")
         for part, reason in reasons.items():
             self._tell(f"transfer: not loaded: {part} ({reason})")
         if frozen:
             self._tell(f"transfer: frozen: {', '.join(frozen)}")
+        if self._hints():
+            self._tell(f"transfer: hints of the source: {', '.join(self._hints())}")
         if changed:
             self._tell(f"transfer: factors on the learning rate: {', '.join(changed)}")
+
+    def _hints(self) -> list[str]:
+        """Return of which targets the source gives hints."""
+        hints = self._config.model.hints
+        return [target.name for target in hints.targets if target.level == "crystal"] if hints else []
+
+
+def with_hints(config: Config, folder: str | Path | None = None) -> Config:
+    """Return settings whose network has room for the source where ``transfer.hints`` asks for it, else the same.
+
+    Args:
+        config: All settings.
+        folder: Folder of a run; where it has begun, the source is not needed.
+
+    Raises:
+        ConfigError: The source has hints of its own, or no target of whole crystals.
+        CheckpointError: The source is no model.
+    """
+    if config.transfer is None or not config.transfer.hints or config.model.hints is not None:
+        return config
+    begun = Path(folder) / "config.yaml" if folder is not None else None
+    stored = load(begun) if begun is not None and begun.is_file() else None
+    if stored is not None and stored.model.hints is not None and stored.transfer == config.transfer:
+        hints = stored.model.hints
+    else:
+        source = _read(config.transfer.init_from).info.config
+        where = f"transfer.hints: {config.transfer.init_from}"
+        hints = build_as(HintsConfig, source.model_dump(mode="json", include={"model", "targets"}), source=where)
+    return config.model_copy(update={"model": config.model.model_copy(update={"hints": hints})})
 
 
 def _read(init_from: str) -> _Source:

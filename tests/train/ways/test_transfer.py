@@ -167,14 +167,21 @@ class Killed(BaseException):
     """Stands for kill -9."""
 
 
-@pytest.mark.parametrize("source_stays", [True, False])
+@pytest.mark.parametrize(("source_stays", "hints"), [(True, False), (False, False), (False, True)])
 def test_resumed_is_unbroken(
-    small_settings: dict[str, Any], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source_stays: bool
+    small_settings: dict[str, Any],
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source_stays: bool,
+    hints: bool,
 ) -> None:
     source = tmp_path / "source.safetensors"
     source.write_bytes((trained / "best" / MODEL_FILE).read_bytes())
     changes = ["model.dropout=0.1", "train.checkpoint_every=2"]
-    config = settings(small_settings, source, *changes, freeze=["embed"], slow={"convs": 0.3}, layer_decay=0.9)
+    config = settings(
+        small_settings, source, *changes, freeze=["embed"], slow={"convs": 0.3}, layer_decay=0.9, hints=hints
+    )
     train(config, tmp_path / "unbroken")
     step, count = loop._Session._step, iter(range(100))
 
