@@ -72,7 +72,9 @@ def architecture(predictor: Predictor) -> str:
     weights = sum(parameter.numel() for parameter in predictor.members[0].parameters())
     trees = f"{model.trees} trees of up to {model.leaves} leaves over {', '.join(model.descriptors)}"
     if model.head != "trees":
-        return f"width {model.width}, depth {model.depth}, {weights:,} weights"
+        names = [target.name for target in model.hints.targets] if model.hints else []
+        hints = f"; inside it, unchanged, the network that it started from gives hints: {', '.join(names)}"
+        return f"width {model.width}, depth {model.depth}, {weights:,} weights{hints if names else ''}"
     return trees + (
         f" and the features of a network of width {model.width}, depth {model.depth}" if model.depth else ""
     )

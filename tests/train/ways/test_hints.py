@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from pymatgen.core import Structure
 
+from cgnn.cli.report import describe
 from cgnn.config import Config, build
 from cgnn.data.dataset import CrystalDataset
 from cgnn.data.prepare import prepare
@@ -19,7 +21,7 @@ from cgnn.predict import Predictor
 from cgnn.train import train, train_ensemble
 from cgnn.train.checkpoint import MODEL_FILE, load_model
 from cgnn.train.ensembles.ensemble import Ensemble
-from cgnn.train.ways.transfer import Transfer, with_hints
+from cgnn.train.ways.transfer import REPORT_FILE, Transfer, with_hints
 
 Small = dict[str, Any]
 
@@ -62,11 +64,12 @@ def test_what_is_added_is_a_matrix_of_the_sources_outputs(small_settings: Small,
 
 def test_only_hints_from_a_network_of_another_shape(small_settings: Small, trained: Path, tmp_path: Path) -> None:
     """Nothing of it fits, and nothing needs to."""
-    changes = ("model.width=8", "model.depth=1", "model.activation=silu")
+    changes = ("model.width=12", "model.depth=1", "model.activation=silu")
     run = train(settings(small_settings, trained, *changes), tmp_path / "run")
-    assert (load_model(run.folder / "best" / MODEL_FILE).members[0].hints) is not None
-    report = (tmp_path / "run" / "transfer.json").read_text()
-    assert '"bulk_modulus"' in report
+    assert load_model(run.folder / "best" / MODEL_FILE).members[0].hints is not None
+    report = json.loads((run.folder / REPORT_FILE).read_text())
+    assert (report["loaded"], report["hints"]) == ([], ["bulk_modulus", "shear_modulus"])
+    assert "gives hints: bulk_modulus, shear_modulus\n" in describe(Predictor.load(run.folder))
 
 
 def test_predictions_need_no_source(
