@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import tabular
-from study import BEGIN, DATA, END, ROOT, STUDIES, finished
+from study import DATA, ROOT, STUDIES, between_markers, finished
 
 from cgnn.config import Config, load
 from cgnn.data.dataset import CrystalDataset
@@ -231,11 +231,7 @@ def write_tables(path: Path = DOCUMENT, lines: Sequence[Line] | None = None) -> 
     """Write tables and advice between the markers of the document."""
     lines = finished(STUDIES / f"{NAME}.jsonl") if lines is None else lines
     pieces = [f"Mean absolute error of {title}:\n\n{table(lines, target)}" for target, title in TARGETS.items()]
-    begin, end = BEGIN.format(name=NAME), END.format(name=NAME)
-    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
-    _, _, after = rest.partition(end)
-    text = "\n\n".join([*pieces, advice(lines)])
-    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+    between_markers(str(path), NAME, "\n\n".join([*pieces, advice(lines)]))
 
 
 def main() -> None:

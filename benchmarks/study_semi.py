@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from study import BEGIN, DATA, END, ROOT, STUDIES, finished
+from study import DATA, ROOT, STUDIES, between_markers, finished
 
 from cgnn.config import Config, SplitConfig, load
 from cgnn.data.dataset import CrystalDataset
@@ -208,11 +208,7 @@ def _cell(values: list[float]) -> str:
 
 def write_table(study: dict[str, Any]) -> None:
     """Write the table between the markers of the document that the study names."""
-    path = ROOT / study["document"]
-    begin, end = BEGIN.format(name="semi"), END.format(name="semi")
-    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
-    _, _, after = rest.partition(end)
-    path.write_text(f"{before}{begin}\n\n{table(study, finished(RESULTS))}\n\n{end}{after}", encoding="utf-8")
+    between_markers(study["document"], "semi", table(study, finished(RESULTS)))
 
 
 def main() -> None:
