@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlparse
 
 import pytest
 
-from cgnn.data import mp
+from cgnn.data import mp, mp_server
 from cgnn.data.records import Record, read
 from cgnn.errors import DataError, MissingPackageError
 
@@ -167,7 +167,7 @@ def test_gnome_is_asked_for_by_name_and_its_licence_is_said(server: Any, tmp_pat
     ("trouble", "pause"),
     [
         (status(429, Retry_After="7"), 7.0),
-        (status(429, Retry_After="100000"), mp.LONGEST_WAIT),
+        (status(429, Retry_After="100000"), mp_server.LONGEST_WAIT),
         (status(429, Retry_After="Thu, 01 Jan 2015 00:00:00 GMT"), 0.0),
         (status(429, Retry_After="soon"), 1.0),
         (status(429), 1.0),
@@ -194,7 +194,7 @@ def test_waiting_grows_and_ends(server: Any, tmp_path: Path) -> None:
     server.script = [None, None] + [status(503)] * 50
     with pytest.raises(DataError, match=r"status 503, 6 times; run the same command later"):
         fetch(server, tmp_path / "a.jsonl")
-    assert len(server.seen) == 2 + mp.ATTEMPTS
+    assert len(server.seen) == 2 + mp_server.ATTEMPTS
     assert not (tmp_path / "a.jsonl").exists()
 
 
@@ -230,7 +230,7 @@ def test_a_page_that_comes_twice_is_noticed(server: Any, tmp_path: Path) -> None
 
 def test_a_page_that_stays_short_is_noticed(server: Any, tmp_path: Path) -> None:
     short = status(200, {"data": DOCUMENTS[5:8], "meta": {"total_doc": 23}})
-    server.script = [None, None] + [short] * mp.ATTEMPTS
+    server.script = [None, None] + [short] * mp_server.ATTEMPTS
     with pytest.raises(DataError, match="from document 5 came with 3 of 5 documents, 6 times"):
         fetch(server, tmp_path / "a.jsonl")
 
@@ -242,7 +242,7 @@ def test_a_database_that_changes_is_noticed(server: Any, tmp_path: Path) -> None
 
 
 def test_an_answer_that_drips_is_given_up(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mp, "PAGE_SECONDS", 0.3)
+    monkeypatch.setattr(mp_server, "PAGE_SECONDS", 0.3)
     server.script = [None, drip]
     manifest, pauses = fetch(server, tmp_path / "a.jsonl")
     assert (manifest["count"], pauses) == (23, [1.0])
