@@ -104,38 +104,50 @@ def of_part(study: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     return [line for line in finished(path) if line["part"] == study["test"]]
 
 
-def summary(study: dict[str, Any], lines: list[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[Any, ...]]]:
-    """Return for each target and arm the size, mean, spread and number of its fits, by size."""
-    found: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
+def summary(study: dict[str, Any], lines: list[dict[str, Any]]) -> dict[tuple[str, str], dict[int, dict[int, float]]]:
+    """Return for each target and arm the scores by size and seed."""
+    found: dict[tuple[str, str], dict[int, dict[int, float]]] = {}
     for target in study["scores"]:
         for arm in study["arms"]:
-            mine = [line for line in lines if line["arm"] == arm]
-            rows = found.setdefault((target, arm), [])
-            for size in sorted({line["size"] for line in mine}):
-                values = [line[target] for line in mine if line["size"] == size]
-                spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-                rows.append((size, float(np.mean(values)), spread, len(values)))
+            rows = found.setdefault((target, arm), {})
+            for line in lines:
+                if line["arm"] == arm:
+                    rows.setdefault(line["size"], {})[line["seed"]] = line[target]
     return found
 
 
 def table(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
-    """Return the study as a Markdown table: mean and spread over the seeds, and what transfer saves."""
-    found = summary(study, lines)
-    first, *others = study["arms"]
-    head = ["target", "labels", *study["arms"], *(f"{arm} against {first}" for arm in others), "runs"]
+    """Return the study as a Markdown table: mean and spread over the seeds, and what transfer saves.
+
+    What it saves is taken seed by seed, of those that both arms have: the labels are the same, and how lucky they
+    are matters more than the arm. Mean and its standard error.
+    """
+    found, base = summary(study, lines), study["against"]
+    others = [arm for arm in study["arms"] if arm != base]
+    head = ["target", "labels", *study["arms"], *(f"{arm} against {base}" for arm in others), "runs"]
     out = [head, ["---"] * len(head)]
     for target in study["scores"]:
-        means = {arm: {row[0]: row[1:] for row in found[target, arm]} for arm in study["arms"]}
-        for size in sorted({size for entries in means.values() for size in entries}):
-            cells = [f"{m[0]:.4f} ± {m[1]:.4f}" if (m := means[arm].get(size)) else "" for arm in study["arms"]]
-            base = means[first].get(size)
-            gains = [
-                f"{100 * (means[arm][size][0] / base[0] - 1):+.0f} %" if base and size in means[arm] else ""
-                for arm in others
-            ]
-            runs = " + ".join(str(means[arm][size][2]) for arm in study["arms"] if size in means[arm])
+        for size in sorted({line["size"] for line in lines}):
+            values = {arm: found[target, arm].get(size, {}) for arm in study["arms"]}
+            cells = [_cell(list(values[arm].values()), "{:.4f}") for arm in study["arms"]]
+            gains = [_against(values[arm], values[base]) for arm in others]
+            runs = " + ".join(str(len(values[arm])) for arm in study["arms"] if values[arm])
             out.append([target.replace("_", " "), f"{size:,}", *cells, *gains, runs])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in out)
+
+
+def _cell(values: list[float], form: str) -> str:
+    return f"{form.format(np.mean(values))} ± {form.format(_spread(values))}" if values else ""
+
+
+def _spread(values: list[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _against(values: dict[int, float], base: dict[int, float]) -> str:
+    changes = [100 * (values[seed] / base[seed] - 1) for seed in values if seed in base]
+    error = _spread(changes) / math.sqrt(max(len(changes), 1))
+    return f"{np.mean(changes):+.0f} ± {error:.0f} %" if changes else ""
 
 
 def protocol(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
@@ -148,7 +160,7 @@ def protocol(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     scores = ", ".join(f"{score.replace('_', ' ')} of {name}" for name, score in study["scores"].items())
     return (
         f"{scores} on {test} test crystals, the same for all; mean and standard deviation over the seeds, which draw "
-        f"labels, weights and order. {steps}; both arms alike, no validation part, the last epoch counts. "
+        f"labels, weights and order. {steps}; all arms alike, no validation part, the last epoch counts. "
         f"{seen} of the test crystals were in the training part of the source, with its labels, never with moduli. "
         f"{len(lines)} fits, {minutes:.0f} minutes of one thread; "
         "made by `python benchmarks/study_transfer.py --init RUN`."
@@ -156,17 +168,20 @@ def protocol(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
 
 
 def draw(study: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-    """Draw both arms of each target against the number of labels."""
+    """Draw the arms of each target against the number of labels."""
     from cgnn import plots
 
-    found = summary(study, lines)
     # an arm without a size has no curve; the table shows what it has
-    sizes = sorted({row[0] for rows in found.values() for row in rows})
-    kept = {f"{target}, {arm}": rows for (target, arm), rows in found.items() if len(rows) == len(sizes)}
+    sizes = sorted({line["size"] for line in lines})
+    curves = {
+        f"{target}, {arm}": [list(rows[size].values()) for size in sizes]
+        for (target, arm), rows in summary(study, lines).items()
+        if len(rows) == len(sizes)
+    }
     figure = plots.learning_curve(
         sizes,
-        {name: [row[1] for row in rows] for name, rows in kept.items()},
-        spread={name: [row[2] for row in rows] for name, rows in kept.items()},
+        {name: [float(np.mean(values)) for values in rows] for name, rows in curves.items()},
+        spread={name: [_spread(values) for values in rows] for name, rows in curves.items()},
         unit="log10(GPa)",
         title="Moduli from few labels",
     )
@@ -187,7 +202,7 @@ def main() -> None:
     parser.add_argument("--init", default="", help="run folder of the pre-trained network")
     parser.add_argument("--arms", nargs="*", choices=study["arms"], default=list(study["arms"]))
     parser.add_argument("--sizes", nargs="*", default=list(map(str, study["sizes"])))
-    parser.add_argument("--seeds", nargs="*", type=int, default=study["seeds"])
+    parser.add_argument("--seeds", nargs="*", type=int, help="by default as many as the study says for a size")
     parser.add_argument("--steps", type=int, default=study["steps"], help="least steps of a fit")
     parser.add_argument("--epochs", type=int, default=study["epochs"], help="least epochs of a fit")
     parser.add_argument(
@@ -206,8 +221,10 @@ def main() -> None:
         write(study, of_part(study, options.lines))
         return
     if not options.init:
-        parser.error("--init: give the run folder of the pre-trained network; both arms have its graphs and its size")
-    jobs = [(arm, size, seed) for size in options.sizes for seed in options.seeds for arm in options.arms]
+        parser.error("--init: give the run folder of the pre-trained network; all arms have its graphs and its size")
+    counts = {str(size): count for size, count in study["sizes"].items()}
+    seeds = {size: options.seeds or range(counts.get(size, 3)) for size in options.sizes}
+    jobs = [(arm, size, seed) for size in options.sizes for seed in seeds[size] for arm in options.arms]
     run_all(study, jobs, options)
 
 

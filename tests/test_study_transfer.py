@@ -41,11 +41,20 @@ def settings() -> dict[str, Any]:
 
 
 def test_table(study: Any) -> None:
-    """Seeds add 0, 0.01 and 0.02: the mean is 0.01 higher and the standard deviation 0.01."""
+    """Seeds add 0, 0.01 and 0.02: the mean is 0.01 higher and the standard deviation 0.01.
+
+    Seed by seed, 0.06 / 0.12, 0.07 / 0.13 and 0.08 / 0.14 save 50, 46.2 and 42.9 %: 46.3 with a standard error of 2.1.
+    """
     rows = [row.split(" | ") for row in study.table(settings(), lines()).splitlines()]
     assert rows[0] == ["| target", "labels", "scratch", "transfer", "transfer against scratch", "runs |"]
-    assert rows[2] == ["| bulk modulus", "100", "0.1300 ± 0.0100", "0.0700 ± 0.0100", "-46 %", "3 + 3 |"]
-    assert rows[5] == ["| shear modulus", "300", "0.1800 ± 0.0000", "0.1800 ± 0.0000", "+0 %", "3 + 3 |"]
+    assert rows[2] == ["| bulk modulus", "100", "0.1300 ± 0.0100", "0.0700 ± 0.0100", "-46 ± 2 %", "3 + 3 |"]
+    assert rows[5] == ["| shear modulus", "300", "0.1800 ± 0.0000", "0.1800 ± 0.0000", "+0 ± 0 %", "3 + 3 |"]
+
+
+def test_only_common_seeds_are_compared(study: Any) -> None:
+    some = [line for line in lines() if (line["arm"], line["seed"]) != ("scratch", 2)]
+    rows = [row.split(" | ") for row in study.table(settings(), some).splitlines()]
+    assert rows[2][4:] == ["-48 ± 2 %", "2 + 3 |"]
 
 
 def test_a_missing_fit_is_a_gap(study: Any) -> None:
