@@ -28,7 +28,7 @@ from study import DATA, ROOT, STUDIES, between_markers, finished
 NAME = "transfer"
 TESTS = {
     "unseen": "Tested on crystals that the source has never seen:",
-    "tenth": "Tested on a tenth at random; of most of these the source knows formation energy and gap, as in screening, "
+    "tenth": "Tested on a tenth at random; the source knows formation energy and gap of most of it, as in screening, "
     "where energies come first:",
 }
 """Test part -> what stands above its table."""
@@ -129,21 +129,22 @@ def table(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     are matters more than the arm. Mean and its standard error.
     """
     found, base = summary(study, lines), study["against"]
-    others = [arm for arm in study["arms"] if arm != base]
-    head = ["target", "labels", *study["arms"], *(f"{arm} against {base}" for arm in others), "runs"]
+    arms = [arm for arm in study["arms"] if any(line["arm"] == arm for line in lines)]
+    others = [arm for arm in arms if arm != base]
+    head = ["target", "labels", *arms, *(f"{arm} against {base}" for arm in others), "runs"]
     out = [head, ["---"] * len(head)]
     for target in study["scores"]:
         for size in sorted({line["size"] for line in lines}):
-            values = {arm: found[target, arm].get(size, {}) for arm in study["arms"]}
-            cells = [_cell(list(values[arm].values()), "{:.4f}") for arm in study["arms"]]
+            values = {arm: found[target, arm].get(size, {}) for arm in arms}
+            cells = [_cell(list(values[arm].values())) for arm in arms]
             gains = [_against(values[arm], values[base]) for arm in others]
-            runs = " + ".join(str(len(values[arm])) for arm in study["arms"] if values[arm])
+            runs = " + ".join(str(len(values[arm])) for arm in arms if values[arm])
             out.append([target.replace("_", " "), f"{size:,}", *cells, *gains, runs])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in out)
 
 
-def _cell(values: list[float], form: str) -> str:
-    return f"{form.format(np.mean(values))} ± {form.format(_spread(values))}" if values else ""
+def _cell(values: list[float]) -> str:
+    return f"{np.mean(values):.4f} ± {_spread(values):.4f}" if values else ""
 
 
 def _spread(values: list[float]) -> float:
