@@ -141,7 +141,9 @@ RUNS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name !=
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
 def test_every_config_loads(path: Path) -> None:
-    from cgnn.config import build, dump, load, parse_yaml
+    from cgnn.config import build, load
+    from cgnn.strict import dump
+    from cgnn.yaml_text import parse_yaml
 
     config = load(path)
     assert build(parse_yaml(dump(config))) == config

@@ -13,9 +13,10 @@ import torch
 import yaml
 from pymatgen.core import Lattice, Structure
 
-from cgnn.config import build, dump, load
+from cgnn.config import build, load
 from cgnn.data.split import Split
 from cgnn.errors import CheckpointError, ConfigError, DataError
+from cgnn.strict import dump
 from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE, load_model, read_tensors
 from cgnn.train.run import Run, has_state, train
 

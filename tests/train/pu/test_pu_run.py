@@ -15,8 +15,9 @@ import numpy as np
 import orjson
 import pytest
 
-from cgnn.config import build, dump
+from cgnn.config import build
 from cgnn.errors import CheckpointError, ConfigError, WorkerError
+from cgnn.strict import dump
 from cgnn.train import loop, train
 from cgnn.train.checkpoint import MODEL_FILE, load_model, read_tensors
 from cgnn.train.ensembles import batched
