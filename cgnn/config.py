@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from cgnn.strict import Strict, build_as, load_as
+from cgnn.strict import differences as differences  # part of the face of settings, as dump is
+from cgnn.strict import dump as dump
 from cgnn.targets import Target
 
 
