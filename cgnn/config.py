@@ -156,9 +156,14 @@ class HintsConfig(Strict):
     def _fits(self) -> HintsConfig:
         if self.model.hints is not None:
             raise ValueError("a network with hints of its own can't give hints")
-        if not any(target.level == "crystal" for target in self.targets):
+        if not self.names:
             raise ValueError("hints are about whole crystals, and this network's targets are all of atoms")
         return self
+
+    @property
+    def names(self) -> list[str]:
+        """The targets that give hints: those of whole crystals."""
+        return [target.name for target in self.targets if target.level == "crystal"]
 
 
 class TrainConfig(Strict):

@@ -72,7 +72,7 @@ def architecture(predictor: Predictor) -> str:
     weights = sum(parameter.numel() for parameter in predictor.members[0].parameters())
     trees = f"{model.trees} trees of up to {model.leaves} leaves over {', '.join(model.descriptors)}"
     if model.head != "trees":
-        names = [target.name for target in model.hints.targets] if model.hints else []
+        names = model.hints.names if model.hints else []
         hints = f"; inside it, unchanged, the network that it started from gives hints: {', '.join(names)}"
         return f"width {model.width}, depth {model.depth}, {weights:,} weights{hints if names else ''}"
     return trees + (

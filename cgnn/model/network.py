@@ -271,7 +271,7 @@ class Hints(nn.Module):
     def __init__(self, config: HintsConfig, width: int) -> None:
         super().__init__()
         self.network = CrystalGNN(config.model, config.targets).requires_grad_(False).eval()
-        self.names = [target.name for target in config.targets if target.level == "crystal"]
+        self.names = config.names
         self.linear = nn.Linear(sum(self.network.head(name).outputs for name in self.names), width, bias=False)
         nn.init.zeros_(self.linear.weight)
 

@@ -85,9 +85,7 @@ class Transfer(Method):
         assert config.transfer is not None
         self.settings: TransferConfig = config.transfer
         if self.settings.hints and config.model.hints is None:
-            raise ConfigError(
-                "transfer.hints: no room for the source; use the settings that with_hints(config) returns"
-            )
+            raise ConfigError("transfer.hints: no room for the source; use cgnn.train.ways.transfer.with_hints(config)")
         self._config, self._tell, self._report = config, tell or _silent, Path(folder) / REPORT_FILE
         _check_names(config)
         is_begun = resume and (Path(folder) / "last" / STATE_FILE).is_file()
@@ -194,7 +192,7 @@ class Transfer(Method):
     def _hints(self) -> list[str]:
         """Return of which targets the source gives hints."""
         hints = self._config.model.hints
-        return [target.name for target in hints.targets if target.level == "crystal"] if hints else []
+        return hints.names if hints else []
 
 
 def with_hints(config: Config, folder: str | Path | None = None) -> Config:
