@@ -16,6 +16,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,25 @@ def table(name: str, study: dict[str, Any]) -> str:
         if not mine:
             continue
         values = [[line[target] for line in mine] for target in targets]
-        cells = [f"{np.mean(v):.4f}" + (f" ± {np.std(v, ddof=1):.4f}" if len(v) > 1 else "") for v in values]
+        cells = [mean_and_spread(v) for v in values]
         minutes = np.mean([line["seconds"] for line in mine]) / 60
         shown = " ".join(f"`{change}`" for change in changes) or "none"
         out.append([row, *cells, str(len(mine)), f"{minutes:.1f}", shown])
-    out.insert(1, ["---"] * len(out[0]))
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in out)
+    return markdown(out)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, of which the first row is the head."""
+    head, *body = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 4) -> str:
+    """Return a cell: mean and, of several, the standard deviation; empty without values."""
+    if not len(values):
+        return ""
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
 
 
 def write_table(name: str, study: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import tabular
-from study import DATA, ROOT, STUDIES, between_markers, finished
+from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread
 
 NAME, DOCUMENT = "accuracy", "docs/accuracy.md"
 CONFIG = "configs/elasticity.yaml"
@@ -82,26 +82,20 @@ def _error(truth: Any, value: Any) -> float:
 def tables(lines: list[dict[str, Any]]) -> tuple[str, str]:
     """Return the study as Markdown tables of errors and of intervals."""
     head = ["split", "model", *TARGETS.values(), "seeds"]
-    rows = [head, ["---"] * len(head)]
+    rows = [head]
     for protocol in PROTOCOLS:
         mine = [line for line in lines if line["protocol"] == protocol]
         for row, title in ROWS.items():
-            cells = [_cell([line[target][row] for line in mine], 4) for target in TARGETS]
+            cells = [mean_and_spread([line[target][row] for line in mine]) for target in TARGETS]
             rows += [[protocol.replace("_", " "), title, *cells, str(len(mine))]] if mine else []
     head = ["split", "of", *INTERVALS.values()]
-    widths = [head, ["---"] * len(head)]
+    widths = [head]
     for protocol in PROTOCOLS:
         mine = [line for line in lines if line["protocol"] == protocol]
         for target, title in TARGETS.items():
-            cells = [_cell([line[target][key] for line in mine], 3) for key in INTERVALS] if mine else []
+            cells = [mean_and_spread([line[target][key] for line in mine], 3) for key in INTERVALS]
             widths += [[protocol.replace("_", " "), title, *cells]] if mine else []
-    errors, intervals = ("\n".join("| " + " | ".join(row) + " |" for row in part) for part in (rows, widths))
-    return errors, intervals
-
-
-def _cell(values: list[float], digits: int) -> str:
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
+    return markdown(rows), markdown(widths)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import tabular
-from study import DATA, ROOT, STUDIES, between_markers, finished
+from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread
 
 from cgnn.config import Config, load
 from cgnn.data.dataset import CrystalDataset
@@ -169,15 +170,12 @@ def table(lines: Sequence[Line], target: str) -> str:
         size, level = np.mean([line["n"] for line in mine]), np.mean([line[f"{target}_baseline"] for line in mine])
         seeds = len({line["seed"] for line in mine})
         out.append([_title(protocol), f"{size:.0f}", f"{level:.3f}", *cells, str(seeds)])
-    out.insert(1, ["---"] * len(out[0]))
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in out)
+    return markdown(out)
 
 
 def _cell(values: Sequence[float], best: float) -> str:
-    if not values:
-        return ""
-    text = f"**{np.mean(values):.4f}**" if np.mean(values) == best else f"{np.mean(values):.4f}"
-    return text + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+    text = mean_and_spread(values)
+    return re.sub(r"^[\d.]+", r"**\g<0>**", text) if values and np.mean(values) == best else text
 
 
 def _title(protocol: str) -> str:

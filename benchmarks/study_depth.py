@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from study import STUDIES, between_markers
+from study import STUDIES, between_markers, markdown, mean_and_spread
 
 from cgnn.train.depth import cures, read_table, verdicts
 
@@ -35,16 +34,15 @@ def targets_of(rows: Sequence[Row]) -> list[str]:
 def errors(rows: Sequence[Row], target: str) -> str:
     """Return the test errors by remedy and depth, mean and standard deviation over the seeds, as Markdown."""
     depths = sorted({row["depth"] for row in rows})
-    lines = ["| remedy | " + " | ".join(map(str, depths)) + " |", "| --- |" + " --- |" * len(depths)]
+    lines = [["remedy", *map(str, depths)]]
     for remedy in dict.fromkeys(row["remedy"] for row in rows):
         cells = []
         for depth in depths:
             mine = [r for r in rows if (r["remedy"], r["depth"], r["layer"]) == (remedy, depth, 0)]
             values = [row[f"test_{target}"] for row in mine]
-            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.4f}{spread}" if values else "")
-        lines.append(f"| `{remedy}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            cells.append(mean_and_spread(values))
+        lines.append([f"`{remedy}`", *cells])
+    return markdown(lines)
 
 
 def text(rows: Sequence[Row], title: str) -> str:

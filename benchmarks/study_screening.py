@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from study import DATA, STUDIES, between_markers
+from study import DATA, STUDIES, between_markers, markdown
 
 from cgnn.config import Config
 from cgnn.data.dataset import CrystalDataset
@@ -159,7 +159,6 @@ def _test_table(test: dict[str, Any]) -> str:
     ways = test["ways"]
     best = max(way["precision"] for way in ways.values())
     out = [["ranking", f"precision at {test['top']}", "enrichment", "gain over the plain value", "mean hardness (GPa)"]]
-    out.append(["---"] * len(out[0]))
     for name, way in ways.items():
         text = f"{way['precision']:.2f} ± {way['spread']:.2f}"
         out.append(
@@ -175,7 +174,7 @@ def _test_table(test: dict[str, Any]) -> str:
         f"Hits: the hardest {test['share']:.0%}, {test['hits']} crystals with {test['limit']:.1f} GPa and more; the "
         f"first {test['top']} can hold at most {min(1.0, test['hits'] / test['top']):.2f} of hits."
     )
-    return "\n".join([title, "", *("| " + " | ".join(cells) + " |" for cells in out)])
+    return f"{title}\n\n{markdown(out)}"
 
 
 def main() -> None:

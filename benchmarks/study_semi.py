@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from study import DATA, ROOT, STUDIES, between_markers, finished
+from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread
 
 from cgnn.config import Config, SplitConfig, load
 from cgnn.data.dataset import CrystalDataset
@@ -185,25 +185,18 @@ def _waves(study: dict[str, Any], jobs: list[Job]) -> list[list[Job]]:
 def table(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     """Return the study as a Markdown table: mean and spread over the seeds by way and number of labels."""
     sizes = [size for size in study["steps"] if any(line["size"] == size for line in lines)]
-    out = []
+    tables = []
     for target, key in study["scores"].items():
-        out.append([f"{target.replace('_', ' ')} ({key})", *(f"{size} labels" for size in sizes), "runs"])
-        out.append(["---"] * len(out[-1]))
+        out = [[f"{target.replace('_', ' ')} ({key})", *(f"{size} labels" for size in sizes), "runs"]]
         for extra in sorted({line["extra"] for line in lines}):
             for way in study["ways"]:
                 mine = [line for line in lines if (line["way"], line["extra"]) == (way, extra)]
                 if mine:
                     name = way.replace("_", " ") + (f" + {extra} structures" if extra else "")
-                    cells = [_cell([line[target] for line in mine if line["size"] == size]) for size in sizes]
+                    cells = [mean_and_spread([line[target] for line in mine if line["size"] == size]) for size in sizes]
                     out.append([name, *cells, str(len(mine))])
-        out.append([])
-    return "\n".join("| " + " | ".join(cells) + " |" if cells else "" for cells in out).strip()
-
-
-def _cell(values: list[float]) -> str:
-    if not values:
-        return ""
-    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}"
+        tables.append(markdown(out))
+    return "\n\n".join(tables)
 
 
 def write_table(study: dict[str, Any]) -> None:

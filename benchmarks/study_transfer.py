@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from study import DATA, ROOT, STUDIES, between_markers, finished
+from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread
 
 NAME = "transfer"
 TESTS = {
@@ -132,19 +132,15 @@ def table(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     arms = [arm for arm in study["arms"] if any(line["arm"] == arm for line in lines)]
     others = [arm for arm in arms if arm != base]
     head = ["target", "labels", *arms, *(f"{arm} against {base}" for arm in others), "runs"]
-    out = [head, ["---"] * len(head)]
+    out = [head]
     for target in study["scores"]:
         for size in sorted({line["size"] for line in lines}):
             values = {arm: found[target, arm].get(size, {}) for arm in arms}
-            cells = [_cell(list(values[arm].values())) for arm in arms]
+            cells = [mean_and_spread(list(values[arm].values())) for arm in arms]
             gains = [_against(values[arm], values[base]) for arm in others]
             runs = " + ".join(str(len(values[arm])) for arm in arms if values[arm])
             out.append([target.replace("_", " "), f"{size:,}", *cells, *gains, runs])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in out)
-
-
-def _cell(values: list[float]) -> str:
-    return f"{np.mean(values):.4f} ± {_spread(values):.4f}" if values else ""
+    return markdown(out)
 
 
 def _spread(values: list[float]) -> float:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from study import ROOT, STUDIES, between_markers, finished
+from study import ROOT, STUDIES, between_markers, finished, markdown
 from tabular import crystal_features
 
 from cgnn.config import Config, load
@@ -294,8 +294,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         mine = [line for (name, _), line in latest.items() if name == data]
         columns = {title: [_cell(title, line) for line in mine] for title in CELLS}
         shown = {title: cells for title, cells in columns.items() if any(cells)}
-        rows = [list(shown), ["---"] * len(shown), *zip(*shown.values(), strict=True)]
-        text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        text = markdown([list(shown), *zip(*shown.values(), strict=True)])
         sizes = f"{mine[0]['heldout']:,.0f} held-out positives, {mine[0]['unlabelled']:,.0f} unlabelled crystals"
         commands = "\n".join(f"    {command}" for command in dict.fromkeys(line["command"] for line in mine))
         parts.append(f"**{data}** ({sizes})\n\n{text}\n\nby\n\n{commands}")
