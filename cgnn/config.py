@@ -184,7 +184,7 @@ class TrainConfig(Strict):
     patience: int | None = Field(default=None, ge=1)
     """Epochs without a better validation score after which training stops."""
     checkpoint_every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints; by default one at the end of each epoch."""
+    """Steps between checkpoints, beside one at the end of each epoch; by default that one, at most once a second."""
     seed: int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = Field(default=1, ge=1)

@@ -44,6 +44,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 """Share of all steps done -> factor on the learning rate. Functions of the step alone, so that a resumed run
 needs no state of them."""
 
+SAVE_EVERY = 1.0
+"""Seconds: epochs that are shorter share a checkpoint, unless ``train.checkpoint_every`` asks for more."""
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -114,6 +117,7 @@ class _Session:
         self.fabric = engine(self.settings)
         dataset.to(self.fabric.device)
         self.progress = Progress()
+        self.saved = -math.inf
         self.batch_size = self.settings.batch_size
         self.steps = math.ceil(len(parts["train"]) / self.batch_size)
         seed(self.settings.seed, "weights")
@@ -232,9 +236,12 @@ class _Session:
             progress.best_epoch = progress.epoch
         progress.epoch, progress.step, progress.loss_sum, progress.loss_count = progress.epoch + 1, 0, 0.0, 0
         progress.finished = self.is_grown or progress.epoch >= self.settings.epochs or self._out_of_patience()
-        if improved:
+        is_due = progress.finished or self.settings.checkpoint_every or time.monotonic() - self.saved >= SAVE_EVERY
+        # without a validation part every epoch is the best so far, and its network is due when the state is
+        if improved and (is_due or "val_score" in row):
             self._save_best(row)
-        self.save()
+        if is_due:
+            self.save()
         self._log(row)
         return row
 
@@ -264,6 +271,7 @@ class _Session:
     def save(self) -> None:
         if self.fabric.is_global_zero:
             self.state.save(self.folder, self.progress)
+        self.saved = time.monotonic()
 
     def _log(self, row: dict[str, float]) -> None:
         if self.logger and self.fabric.is_global_zero:

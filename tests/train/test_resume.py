@@ -1,6 +1,7 @@
 """Whatever stops a run, going on with it ends with the same bits."""
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -144,6 +145,27 @@ def test_killed_again_and_again(settings, unbroken, tmp_path, monkeypatch):
                 continue
     assert attempt > 3
     assert_same_run(folder, unbroken)
+
+
+@pytest.mark.parametrize("val", [0.2, 0.0])
+def test_short_epochs_share_a_checkpoint(settings, tmp_path, monkeypatch, val):
+    data = {**settings["data"], "split": {**settings["data"]["split"], "val": val}}
+    training = {**settings["train"], "checkpoint_every": None, "epochs": 5, "patience": None}
+    settings = {**settings, "data": data, "train": training}
+    real, saved = state.State.save, []
+
+    def counted(self, folder, progress):
+        saved.append(progress.epoch)
+        real(self, folder, progress)
+
+    monkeypatch.setattr(state.State, "save", counted)
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    train(build(settings), tmp_path / "unbroken")
+    assert saved == [1, 2, 3, 4, 5]
+    saved.clear()
+    monkeypatch.setattr(loop, "SAVE_EVERY", math.inf)
+    check_killed_after(settings, tmp_path / "unbroken", tmp_path, monkeypatch, [14])
+    assert saved == [1, 2, 5]  # killed in the fourth epoch with the state of the first, resumed, finished
 
 
 def in_child(settings, folder, resume, before=lambda: None):
