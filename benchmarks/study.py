@@ -16,7 +16,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,26 @@ def run_all(name: str, study: dict[str, Any], wanted: list[str], workers: int) -
     there = {(line["row"], line["seed"]) for line in finished(path)}
     rows = wanted or list(study["rows"])
     jobs = [(row, seed) for seed in study["seeds"] for row in rows if (row, seed) not in there]
+    record(path, run, [(study, row, seed, 1) for row, seed in jobs], workers)
+
+
+def record(path: Path | None, work: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], workers: int) -> None:
+    """Do jobs in processes side by side, and keep and print what each gives as soon as it is there.
+
+    Args:
+        path: JSON lines that are added to; without it they are only printed.
+        work: Returns a line, or a list of lines.
+        jobs: Its arguments.
+        workers: Number of processes.
+    """
     with ProcessPoolExecutor(workers) as pool:
-        futures = [pool.submit(run, study, row, seed, 1) for row, seed in jobs]
-        for future in as_completed(futures):
-            line = future.result()
-            with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(json.dumps(line), flush=True)
+        for future in as_completed([pool.submit(work, *job) for job in jobs]):
+            done = future.result()
+            text = "".join(json.dumps(line) + "\n" for line in (done if isinstance(done, list) else [done]))
+            if path:
+                with path.open("a") as file:
+                    file.write(text)
+            print(text, end="", flush=True)
 
 
 def table(name: str, study: dict[str, Any]) -> str:

@@ -12,16 +12,14 @@ line of ``benchmarks/studies/accuracy.jsonl`` is one protocol and seed. By hand:
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tabular
-from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread
+from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread, record
 
 NAME, DOCUMENT = "accuracy", "docs/accuracy.md"
 CONFIG = "configs/elasticity.yaml"
@@ -114,12 +112,7 @@ def main() -> None:
         return
     there = {(line["protocol"], line["seed"]) for line in finished(path)}
     jobs = [(p, seed) for seed in arguments.seeds for p in arguments.protocols if (p, seed) not in there]
-    with ProcessPoolExecutor(arguments.workers) as pool:
-        for future in as_completed([pool.submit(run, *job) for job in jobs]):
-            line = json.dumps(future.result())
-            with path.open("a") as file:
-                file.write(line + "\n")
-            print(line, flush=True)
+    record(path, run, jobs, arguments.workers)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tabular
-from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread
+from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread, record
 
 from cgnn.config import Config, load
 from cgnn.data.dataset import CrystalDataset
@@ -147,16 +145,6 @@ def jobs(protocols: Sequence[str], rows: Sequence[str], seeds: int | None, there
     return sorted((job for job in wanted if job not in done), key=lambda job: job[2])
 
 
-def run_all(wanted: Sequence[Any], path: Path, workers: int) -> None:
-    """Do what is missing, several runs side by side with one thread each."""
-    with ProcessPoolExecutor(workers) as pool:
-        for future in as_completed([pool.submit(run, *job) for job in wanted]):
-            text = "".join(json.dumps(line) + "\n" for line in future.result())
-            with path.open("a") as file:
-                file.write(text)
-            print(text, end="", flush=True)
-
-
 def table(lines: Sequence[Line], target: str) -> str:
     """Return one target's errors as a Markdown table; the best of a protocol is bold."""
     out = [["kept out", "crystals", "mean of training", *TITLES.values(), "seeds"]]
@@ -247,7 +235,7 @@ def main() -> None:
     if asked.table:
         write_tables()
     else:
-        run_all(jobs(asked.protocols, asked.rows, asked.seeds, finished(path)), path, asked.workers)
+        record(path, run, jobs(asked.protocols, asked.rows, asked.seeds, finished(path)), asked.workers)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,14 @@ scored on the same crystals, whether it knows energies or not. Each finished mod
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread
+from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread, record
 
 from cgnn.config import Config, load
 from cgnn.data.dataset import CrystalDataset
@@ -110,12 +108,7 @@ def main() -> None:
         return
     there = {(line["model"], line["seed"]) for line in finished(path)}
     jobs = [(model, seed) for seed in asked.seeds for model in asked.models if (model, seed) not in there]
-    with ProcessPoolExecutor(asked.workers) as pool:
-        for future in as_completed([pool.submit(run, *job) for job in jobs]):
-            line = json.dumps(future.result())
-            with path.open("a") as file:
-                file.write(line + "\n")
-            print(line, flush=True)
+    record(path, run, jobs, asked.workers)
 
 
 if __name__ == "__main__":

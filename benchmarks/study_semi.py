@@ -20,13 +20,12 @@ import json
 import math
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread
+from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread, record
 
 from cgnn.config import Config, SplitConfig, load
 from cgnn.data.dataset import CrystalDataset
@@ -165,13 +164,8 @@ def run_all(study: dict[str, Any], jobs: list[Job], work: Path, workers: int, ch
     work.mkdir(parents=True, exist_ok=True)
     # two runs that want the same pretrained model would make it twice: one run of each seed and way goes first
     for wave in _waves(study, [job for job in jobs if job not in there]):
-        with ProcessPoolExecutor(workers) as executor:
-            for future in as_completed([executor.submit(run, study, job, work, changes) for job in wave]):
-                line = future.result()
-                if not changes:  # tried with other settings, a run is none of the study
-                    with RESULTS.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
-                print(json.dumps(line), flush=True)
+        # tried with other settings, a run is none of the study
+        record(None if changes else RESULTS, run, [(study, job, work, changes) for job in wave], workers)
 
 
 def _waves(study: dict[str, Any], jobs: list[Job]) -> list[list[Job]]:

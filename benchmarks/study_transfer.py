@@ -14,16 +14,14 @@ with ``--test unseen`` the crystals on which the source was not trained. Graph a
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread
+from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread, record
 
 NAME = "transfer"
 TESTS = {
@@ -95,14 +93,9 @@ def _score(rows: list[dict[str, Any]], target: str, score: str) -> float:
 def run_all(study: dict[str, Any], jobs: list[Job], options: argparse.Namespace) -> None:
     """Fit what is missing, several fits side by side with one thread each; the small sizes first."""
     there = {(line["arm"], line["asked"], line["seed"]) for line in of_part(study, options.lines)}
-    with ProcessPoolExecutor(options.workers) as pool:
-        left = [job for job in jobs if job not in there]
-        futures = [pool.submit(fit_one, study, job, options.init, options.folder / study["test"]) for job in left]
-        for future in as_completed(futures):
-            line = json.dumps(future.result())
-            with options.lines.open("a") as file:
-                file.write(line + "\n")
-            print(line, flush=True)
+    folder = options.folder / study["test"]
+    left = [(study, job, options.init, folder) for job in jobs if job not in there]
+    record(options.lines, fit_one, left, options.workers)
 
 
 def of_part(study: dict[str, Any], path: Path) -> list[dict[str, Any]]:
