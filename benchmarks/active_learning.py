@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from study import DATA, ROOT, STUDIES, between_markers, finished
+from study import DATA, ROOT, STUDIES, between_markers, finished, mean_and_spread
 
 from cgnn.config import load
 from cgnn.data.dataset import CrystalDataset
@@ -94,7 +94,7 @@ def _simulation(line: dict[str, Any]) -> Simulation:
 def _cell(numbers: list[float]) -> str:
     if not np.isfinite(numbers).all():
         return "not in all runs"
-    return f"{np.mean(numbers):.0f}" + (f" ± {np.std(numbers, ddof=1):.0f}" if len(numbers) > 1 else "")
+    return mean_and_spread(numbers, 0)
 
 
 def main() -> None:

@@ -32,7 +32,11 @@ CONFIG = "configs/four-properties.yaml"
 MODULI, ENERGIES = "elasticity.json.gz", "formation_energy.parquet"
 MODELS: dict[str, tuple[str, tuple[str, ...], list[str]]] = {
     "all four in one model": (CONFIG, (MODULI, ENERGIES), []),
-    "formation energy and gap": ("configs/formation_energy.yaml", (ENERGIES,), ["model.width=64", "train.epochs=30"]),
+    "formation energy and gap, the same network": (
+        "configs/formation_energy.yaml",
+        (ENERGIES,),
+        ["model.width=64", "model.descriptors=[volume]", "train.epochs=30"],
+    ),
     "moduli, the same network": (
         "configs/elasticity.yaml",
         (MODULI,),
