@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
+from numpy.typing import NDArray
 
 from cgnn import config as configs
 from cgnn import strict
@@ -268,4 +269,15 @@ def _finished(bags: Bags, progress: Progress) -> PURun:
             "score; --resume with more pu.bags gives them one",
             stacklevel=3,
         )
+    _warn_of_equal_scores(np.concatenate([scores.clscore, heldout.clscore]), plan)
     return PURun(folder, bags.config, plan, scores, heldout, progress.rows, tuple(dataset.set_aside))
+
+
+def _warn_of_equal_scores(clscore: NDArray[np.float64], plan: Plan) -> None:
+    known = clscore[np.isfinite(clscore)]
+    if len(known) > 1 and np.ptp(known) < 1e-9:
+        warnings.warn(
+            f"all crystals score {known[0]:.3g}: nothing was learned that tells positives from others; "
+            f"{len(plan.positives)} training positives may be too few",
+            stacklevel=4,
+        )

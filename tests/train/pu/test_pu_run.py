@@ -289,6 +289,18 @@ def test_duplicates_are_listed_and_set_aside(pu_settings, pu_documents, tmp_path
     assert "twin" in run.plan.set_aside
 
 
+def test_equal_scores_are_told(pu_settings, pu_documents, tmp_path):
+    """Of three positives, trees can learn nothing: their leaves hold more crystals."""
+    three = [d["material_id"] for d in pu_documents if not d["theoretical"]][:3]
+    some = [{**d, "theoretical": d["material_id"] not in three} for d in pu_documents]
+    (tmp_path / "export.json").write_bytes(orjson.dumps(some))
+    changes = [f"data.path={tmp_path / 'export.json'}", "model.head=trees", "model.depth=0", "pu.bags=2"]
+    changes += ["model.descriptors=[volume]", "model.dropout=0", "model.elements=[properties]"]
+    with pytest.warns(UserWarning, match=r"all crystals score 0\.5: nothing was learned .* 2 training positives"):
+        run = pu_fit(build(pu_settings, changes), tmp_path / "run", side_by_side="serial")
+    assert np.ptp(run.scores.clscore) == 0
+
+
 def test_what_can_not_be_resumed(pu_settings, pu_run, trained, tmp_path, export):
     for overrides, message in (
         (["pu.ratio=0.5"], r"pu\.ratio was 1\.0, is 0\.5"),
