@@ -36,10 +36,14 @@ from cgnn.train.metrics import Baseline
 from cgnn.train.state import Progress, State, data_key
 
 
+STACKABLE = frozenset({"none", "residual", "identity_skip", "layer_scale"})
+"""Remedies of networks that can be fitted at once: those that draw nothing and look at one atom at a time."""
+
+
 def can_batch(config: Config) -> bool:
     """Tell whether members of these settings can be fitted at once."""
     settings = config.train
-    is_other = config.model.remedy != "none" or config.model.head != "layers"
+    is_other = config.model.remedy not in STACKABLE or config.model.head != "layers"
     return not (settings.compile or settings.tensorboard or config.transfer or is_other) and settings.devices == 1
 
 
@@ -56,7 +60,7 @@ def fit_batched(group: Group) -> None:
     """
     if not can_batch(group.config):
         raise ConfigError(
-            "transfer, model.remedy, model.head, train.compile, train.tensorboard, train.devices: not for members "
+            "transfer, most of model.remedy, model.head, train.compile, train.tensorboard, train.devices: not for members "
             "fitted at once (batched)"
         )
     with reproducible(group.config.train), deferred_signals() as stop:

@@ -171,7 +171,7 @@ def _checked(config: Config, pu: PUConfig, side_by_side: str, folder: Path, resu
     way = side_by_side if side_by_side != "auto" else begun or _auto(config, pu)
     if way == "batched" and (pu.way != "bagging" or not can_batch(config)):
         raise ConfigError(
-            "batched: not with pu.way nnpu or spies, transfer, model.remedy, model.head trees, train.compile, "
+            "batched: not with pu.way nnpu or spies, transfer, most of model.remedy, model.head trees, train.compile, "
             "train.tensorboard or train.devices"
         )
     if begun is None:

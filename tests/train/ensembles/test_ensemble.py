@@ -157,6 +157,9 @@ MODELS = {
     "no residual": {"residual": False, "norm": "none", "pooling": "sum"},
     "max": {"pooling": "max"},
     "attention": {"pooling": "attention", "dropout": 0.0},
+    "residual": {"depth": 2, "residual": False, "remedy": "residual"},
+    "identity skip": {"depth": 2, "remedy": "identity_skip"},
+    "layer scale": {"depth": 3, "remedy": "layer_scale", "edge_updates": True, "spread": True},
 }
 
 
