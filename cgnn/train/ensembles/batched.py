@@ -35,7 +35,6 @@ from cgnn.train.loop import SCHEDULES, Average, Indices, model_info, order, vali
 from cgnn.train.metrics import Baseline
 from cgnn.train.state import Progress, State, data_key
 
-
 STACKABLE = frozenset({"none", "residual", "identity_skip", "layer_scale"})
 """Remedies of networks that can be fitted at once: those that draw nothing and look at one atom at a time."""
 
@@ -60,8 +59,8 @@ def fit_batched(group: Group) -> None:
     """
     if not can_batch(group.config):
         raise ConfigError(
-            "transfer, most of model.remedy, model.head, train.compile, train.tensorboard, train.devices: not for members "
-            "fitted at once (batched)"
+            "transfer, most of model.remedy, model.head, train.compile, train.tensorboard, train.devices: "
+            "not for members fitted at once (batched)"
         )
     with reproducible(group.config.train), deferred_signals() as stop:
         session = _Session(group, stop)
