@@ -1,12 +1,13 @@
 """How accurate the recipe is on crystals it never saw: one network, an ensemble, trees, and both together.
 
 python benchmarks/study_accuracy.py                               # what is not in accuracy.jsonl yet
-python benchmarks/study_accuracy.py --protocols random --seeds 0
+python benchmarks/study_accuracy.py --protocols random --seeds 0 --recipes "six layers"
 python benchmarks/study_accuracy.py --table                       # the tables of docs/accuracy.md and README.md
 
 A tenth of the moduli chooses the epochs and calibrates, another tenth is the test part, both drawn by the seed. Each
-line of ``benchmarks/studies/accuracy.jsonl`` is one protocol and seed. By hand: ``cgnn train configs/elasticity.yaml
--o data.path=FILE -o data.split.method=PROTOCOL -o data.split.test=0.1 -o data.split.seed=S --seed S --members 5``.
+line of ``benchmarks/studies/accuracy.jsonl`` is one recipe, protocol and seed. By hand: ``cgnn train
+configs/elasticity.yaml -o data.path=FILE -o data.split.method=PROTOCOL -o data.split.test=0.1 -o data.split.seed=S
+--seed S --members 5``, with the changes of `RECIPES`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ NAME, DOCUMENT = "accuracy", "docs/accuracy.md"
 CONFIG = "configs/elasticity.yaml"
 FILE = "elasticity.json.gz"
 TARGETS = {"bulk_modulus": "log10 K", "shear_modulus": "log10 G"}
+RECIPES = {"six layers": [], "four layers": ["model.depth=4", "model.remedy=none"]}
+"""Name -> what is changed of the configuration; the first is the recommended one."""
 PROTOCOLS = ("random", "chemical_system")
 MEMBERS = 5
 ROWS = {
@@ -36,8 +40,8 @@ ROWS = {
 INTERVALS = {"coverage_90": "90 % coverage", "width_90_log10": "width", "baseline_width_90_log10": "constant width"}
 
 
-def run(protocol: str, seed: int) -> dict[str, Any]:
-    """Train an ensemble under a protocol and return its line."""
+def run(recipe: str, protocol: str, seed: int) -> dict[str, Any]:
+    """Train an ensemble of a recipe under a protocol and return its line."""
     from cgnn.config import load
     from cgnn.data.dataset import CrystalDataset
     from cgnn.data.prepare import prepare
@@ -48,7 +52,8 @@ def run(protocol: str, seed: int) -> dict[str, Any]:
 
     started = time.perf_counter()
     settings = [f"data.split.method={protocol}", "data.split.test=0.1", f"data.split.seed={seed}", f"train.seed={seed}"]
-    config = load(ROOT / CONFIG, [f"data.path={DATA / FILE}", *settings, "train.threads=1", "train.device=cpu"])
+    common = [f"data.path={DATA / FILE}", "train.threads=1", "train.device=cpu"]
+    config = load(ROOT / CONFIG, [*common, *settings, *RECIPES[recipe]])
     with tempfile.TemporaryDirectory() as folder:
         result = train_ensemble(config, Path(folder) / "run", Ensemble(MEMBERS, side_by_side="serial"))
         members = load_model(result.model_file).members
@@ -57,7 +62,8 @@ def run(protocol: str, seed: int) -> dict[str, Any]:
     guessed = tabular.predict(tabular.crystal_features(dataset), dataset, train, test, seed=seed)
     together = combined_part(members, dataset, test)
     each = [combined_part([member], dataset, test) for member in members]
-    line: dict[str, Any] = {"protocol": protocol, "seed": seed, "minutes": (time.perf_counter() - started) / 60}
+    minutes = round((time.perf_counter() - started) / 60, 1)
+    line: dict[str, Any] = {"recipe": recipe, "protocol": protocol, "seed": seed, "minutes": minutes}
     for target in config.targets:
         truth = target.to_learned(dataset.label(target, test))
         trees, value = target.to_learned(guessed[target.name]), together.learned[target.name].value.numpy()
@@ -69,7 +75,7 @@ def run(protocol: str, seed: int) -> dict[str, Any]:
         }
         scores = result.metrics["test"][target.name]
         line[target.name] = {k: round(v, 5) for k, v in found.items()} | {k: round(scores[k], 4) for k in INTERVALS}
-    return line | {"minutes": round(line["minutes"], 1)}
+    return line
 
 
 def _error(truth: Any, value: Any) -> float:
@@ -79,26 +85,30 @@ def _error(truth: Any, value: Any) -> float:
 
 def tables(lines: list[dict[str, Any]]) -> tuple[str, str]:
     """Return the study as Markdown tables of errors and of intervals."""
-    head = ["split", "model", *TARGETS.values(), "seeds"]
-    rows = [head]
-    for protocol in PROTOCOLS:
-        mine = [line for line in lines if line["protocol"] == protocol]
+    groups = {
+        (protocol, recipe): [line for line in lines if (line["protocol"], line["recipe"]) == (protocol, recipe)]
+        for protocol in PROTOCOLS
+        for recipe in RECIPES
+    }
+    rows = [["split", "recipe", "model", *TARGETS.values(), "seeds"]]
+    widths = [["split", "recipe", "of", *INTERVALS.values()]]
+    for (protocol, recipe), mine in groups.items():
+        if not mine:
+            continue
+        name = [protocol.replace("_", " "), recipe]
         for row, title in ROWS.items():
             cells = [mean_and_spread([line[target][row] for line in mine]) for target in TARGETS]
-            rows += [[protocol.replace("_", " "), title, *cells, str(len(mine))]] if mine else []
-    head = ["split", "of", *INTERVALS.values()]
-    widths = [head]
-    for protocol in PROTOCOLS:
-        mine = [line for line in lines if line["protocol"] == protocol]
+            rows.append([*name, title, *cells, str(len(mine))])
         for target, title in TARGETS.items():
             cells = [mean_and_spread([line[target][key] for line in mine], 3) for key in INTERVALS]
-            widths += [[protocol.replace("_", " "), title, *cells]] if mine else []
+            widths.append([*name, title, *cells])
     return markdown(rows), markdown(widths)
 
 
 def main() -> None:
     """Run the study or write its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--protocols", nargs="*", choices=PROTOCOLS, default=PROTOCOLS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
@@ -110,8 +120,9 @@ def main() -> None:
         between_markers(DOCUMENT, NAME, f"{errors}\n\n{intervals}")
         between_markers("README.md", NAME, errors)
         return
-    there = {(line["protocol"], line["seed"]) for line in finished(path)}
-    jobs = [(p, seed) for seed in arguments.seeds for p in arguments.protocols if (p, seed) not in there]
+    there = {(line["recipe"], line["protocol"], line["seed"]) for line in finished(path)}
+    wanted = product(arguments.recipes, arguments.seeds, arguments.protocols)
+    jobs = [(r, p, seed) for r, seed, p in wanted if (r, p, seed) not in there]
     record(path, run, jobs, arguments.workers)
 
 

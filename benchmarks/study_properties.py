@@ -40,7 +40,13 @@ MODELS: dict[str, tuple[str, tuple[str, ...], list[str]]] = {
     "moduli, the same network": (
         "configs/elasticity.yaml",
         (MODULI,),
-        ["model.elements=[one_hot, properties]", "model.edge_updates=false", "train.learning_rate=0.002"],
+        [
+            "model.depth=4",
+            "model.remedy=none",
+            "model.elements=[one_hot, properties]",
+            "model.edge_updates=false",
+            "train.learning_rate=0.002",
+        ],
     ),
     "moduli, `configs/elasticity.yaml`": ("configs/elasticity.yaml", (MODULI,), []),
 }
