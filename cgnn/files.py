@@ -36,7 +36,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         DataError: The file can't be written (full disk, no permission); names path and cause.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
+    temporary = path.with_name(f"{_hidden(path)}{secrets.token_hex(6)}.tmp")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +48,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # such as a folder that is none
             temporary.unlink()
+
+
+def temporaries(path: Path) -> list[Path]:
+    """Return the temporary files that writers of ``path`` have now, or had when they were killed."""
+    return [file for file in path.parent.glob(".*.tmp") if file.name.startswith(_hidden(path))]
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -66,6 +71,10 @@ def write_json(path: str | Path, content: Any) -> None:
     import orjson
 
     write_bytes(path, orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def _hidden(path: Path) -> str:
+    return f".{path.name[:100]}."
 
 
 def _sync_folder(folder: Path) -> None:

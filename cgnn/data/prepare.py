@@ -17,7 +17,7 @@ from cgnn.config import DataConfig, GraphConfig
 from cgnn.data.engines import AUTO
 from cgnn.data.items import Block, SetAside
 from cgnn.data.records import blocks
-from cgnn.data.store import GraphStore, StoreWriter
+from cgnn.data.store import GraphStore, StoreWriter, is_unfinished
 from cgnn.data.store.chunks import PackedChunk, Packer
 from cgnn.data.store.content import content_key
 from cgnn.data.store.layout import FORMAT
@@ -87,6 +87,8 @@ def _joined(stores: list[GraphStore], data: DataConfig, graph: GraphConfig) -> G
 
 def _found_or_built(path: Path, key: str, rebuild: Callable[[], None]) -> GraphStore:
     if path.exists():
+        if is_unfinished(path) and os.access(path.parent, os.W_OK):
+            rebuild()  # finds it whole, and tidies up
         try:
             return _opened(path, key, rebuild)
         except DataError as error:

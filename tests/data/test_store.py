@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -584,6 +585,30 @@ def test_killed_builders_leave_no_lock(pieces, tmp_path, rng, kills):
         assert other.exitcode == 0
     assert os.listdir(data.cache) == [whole.path.name]
     assert prepare(data, GraphConfig()).path.read_bytes() == whole.path.read_bytes()
+
+
+@pytest.mark.parametrize("moment", ["while assembling", "before tidying"])
+def test_what_a_killed_builder_leaves_is_removed(pieces, tmp_path, monkeypatch, moment):
+    """Killed while the chunks become a file, or after that: neither the half file nor the journal stays for good."""
+    data, _ = pieces
+    whole = prepare(data.model_copy(update={"cache": str(tmp_path / "whole")}), GraphConfig())
+
+    def die(*rest):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        if moment == "while assembling":
+            patch.setattr(os, "replace", die)
+        else:
+            patch.setattr("cgnn.data.store.journal.Journal.discard", die)
+        builder = multiprocessing.get_context("fork").Process(target=prepare, args=(data, GraphConfig()))
+        builder.start()
+        builder.join()
+    assert builder.exitcode == -signal.SIGKILL
+    left = {name.rpartition(".")[2] for name in os.listdir(data.cache)}
+    assert left == ({"parts", "tmp"} if moment == "while assembling" else {"parts", "graphs"})
+    assert prepare(data, GraphConfig()).path.read_bytes() == whole.path.read_bytes()
+    assert os.listdir(data.cache) == [whole.path.name]
 
 
 def test_a_folder_without_locks(pieces, tmp_path, monkeypatch):

@@ -65,6 +65,9 @@ class Journal:
         path: The journal.
         heading: What the chunks are made from; those under another heading are thrown away.
         resume: Whether to keep the chunks that a killed builder left.
+
+    Attributes:
+        is_shared: Whether others wait for this one; not on file systems without locks, where each has its own.
     """
 
     def __init__(self, path: Path, heading: str, resume: bool) -> None:
@@ -72,7 +75,7 @@ class Journal:
         self.frames: list[Frame] = []
         self._heading = _framed({"heading": heading}, [])
         self._resume = resume
-        self._is_lasting = True
+        self.is_shared = True
 
     def __enter__(self) -> Journal:
         with writing(self.path):
@@ -84,7 +87,7 @@ class Journal:
                     raise
                 # a journal of its own: nobody else can write to it, and nobody can go on with it
                 self.discard()
-                self._is_lasting = False
+                self.is_shared = False
                 self.path = self.path.with_name(f"{self.path.name}.{secrets.token_hex(6)}")
                 self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
             self._size = self._read() if self._resume else 0
@@ -94,7 +97,7 @@ class Journal:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self._is_lasting:
+        if not self.is_shared:
             self.discard()
         # closing alone would leave the lock with processes that were forked meanwhile
         with suppress(OSError):

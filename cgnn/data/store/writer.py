@@ -16,10 +16,16 @@ from cgnn.data.store.chunks import Built, PackedChunk, Skipped, pack
 from cgnn.data.store.journal import Journal
 from cgnn.data.store.layout import FORMAT
 from cgnn.errors import Stopped
+from cgnn.files import temporaries, writing
 from cgnn.graph.fields import Arrays
 
 CHUNK = 256
 """Crystals of a chunk where they come one by one."""
+
+
+def is_unfinished(path: Path) -> bool:
+    """Return whether writers of a file are at work, or were killed before they had tidied up."""
+    return _journal_path(path).exists() or bool(temporaries(path))
 
 
 class StoreWriter:
@@ -42,13 +48,17 @@ class StoreWriter:
         self._metadata = {"format": FORMAT, "key": key, "settings": settings}
         # where the input is cut into chunks is a matter of this package's version
         heading = json.dumps([FORMAT, __version__, key])
-        self._journal = Journal(self._path.with_name(f".{self._path.name[:100]}.parts"), heading, resume)
+        self._journal = Journal(_journal_path(self._path), heading, resume)
         self._repeats = Repeats()
         self._waiting: list[Built] = []
         self._is_cancelled = False
 
     def __enter__(self) -> StoreWriter:
         self._journal.__enter__()
+        if self._journal.is_shared:  # then no other writer is at work
+            for remnant in temporaries(self._path):
+                with writing(remnant):
+                    remnant.unlink(missing_ok=True)
         for ids, sources, digests in self._journal.names():
             for entry in zip(ids, sources, digests, strict=True):
                 self._repeats.note(*entry)
@@ -135,3 +145,7 @@ class StoreWriter:
                 skipped.append(note)
         mask = np.array(used, dtype=bool)
         return chunk if mask.all() and len(skipped) == len(notes) else chunk.keep(mask, skipped)
+
+
+def _journal_path(path: Path) -> Path:
+    return path.with_name(f".{path.name[:100]}.parts")
