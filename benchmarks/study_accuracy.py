@@ -27,7 +27,11 @@ NAME, DOCUMENT = "accuracy", "docs/accuracy.md"
 CONFIG = "configs/elasticity.yaml"
 FILE = "elasticity.json.gz"
 TARGETS = {"bulk_modulus": "log10 K", "shear_modulus": "log10 G"}
-RECIPES = {"six layers": [], "four layers": ["model.depth=4", "model.remedy=none"]}
+RECIPES = {
+    "six and four layers": [],
+    "six layers": ["ensemble=null"],
+    "four layers": ["ensemble=null", "model.depth=4", "model.remedy=none"],
+}
 """Name -> what is changed of the configuration; the first is the recommended one."""
 PROTOCOLS = ("random", "chemical_system")
 MEMBERS = 5

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from cgnn.errors import ConfigError
 from cgnn.strict import Strict, build_as, load_as
 from cgnn.strict import differences as differences  # part of the face of settings, as dump is
 from cgnn.strict import dump as dump
@@ -198,6 +199,13 @@ class TrainConfig(Strict):
     tensorboard: bool = False
 
 
+class EnsembleConfig(Strict):
+    """In what the members of an ensemble differ, beside their first weights (``cgnn train --members``)."""
+
+    models: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
+    """What a member changes of ``model``, for the members in turn; ``{}`` changes nothing."""
+
+
 class TransferConfig(Strict):
     """How a fit starts from a stored model.
 
@@ -273,6 +281,10 @@ class DepthConfig(Strict):
     """Crystals with inequivalent sites on which the layers are measured."""
 
 
+_SHARED = {"head", "hints", "spread"}
+"""Settings of ``model`` that all members of an ensemble share: they are about what is predicted, not how."""
+
+
 class Config(Strict):
     """Everything that defines a run."""
 
@@ -281,6 +293,7 @@ class Config(Strict):
     graph: GraphConfig = GraphConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    ensemble: EnsembleConfig | None = None
     transfer: TransferConfig | None = None
     pu: PUConfig | None = None
     depth: DepthConfig | None = None
@@ -299,7 +312,31 @@ class Config(Strict):
             raise ValueError("model.hints is set by transfer.hints: true, never by hand")
         if self.transfer and self.transfer.hints and self.model.head == "trees":
             raise ValueError("transfer.hints: not with model.head trees, which learn no weights for them")
+        if self.ensemble and self.model.head == "trees":
+            raise ValueError("ensemble.models: not with model.head trees")
+        for number, changes in enumerate(self.ensemble.models if self.ensemble else ()):
+            shared = sorted(_SHARED.intersection(changes))
+            if shared:
+                raise ValueError(f"ensemble.models.{number}: {shared[0]!r} is the same for all members")
+            try:
+                self.of_member(number)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         return self
+
+    @property
+    def alone(self) -> Config:
+        """The settings of one network that is no member of an ensemble."""
+        return self.model_copy(update={"ensemble": None})
+
+    def of_member(self, number: int) -> Config:
+        """Return the settings with which a member of an ensemble, counted from 0, could be trained alone."""
+        if self.ensemble is None:
+            return self
+        place = number % len(self.ensemble.models)
+        values = {**self.model.model_dump(), **self.ensemble.models[place]}
+        model = build_as(ModelConfig, values, source=f"ensemble.models.{place}")
+        return self.alone.model_copy(update={"model": model})
 
     @property
     def epochs(self) -> int:

@@ -15,6 +15,7 @@ from cgnn.data.records import SetAside
 from cgnn.data.tables import TableWriter, write_set_aside
 from cgnn.errors import MissingPackageError
 from cgnn.files import write_json
+from cgnn.model import CrystalGNN
 from cgnn.predict import Evaluation, Predictor
 from cgnn.targets import Target
 from cgnn.train.metrics import COLUMNS, Baseline, learned_unit, table
@@ -69,15 +70,19 @@ def _plot_reliability(result: Evaluation, predictor: Predictor, folder: Path) ->
 def architecture(predictor: Predictor) -> str:
     """Return the size of a network, or of its trees."""
     model = predictor.info.config.model
-    weights = sum(parameter.numel() for parameter in predictor.members[0].parameters())
     trees = f"{model.trees} trees of up to {model.leaves} leaves over {', '.join(model.descriptors)}"
     if model.head != "trees":
         names = model.hints.names if model.hints else []
         hints = f"; inside it, unchanged, the network that it started from gives hints: {', '.join(names)}"
-        return f"width {model.width}, depth {model.depth}, {weights:,} weights{hints if names else ''}"
+        return " or ".join(dict.fromkeys(map(_size, predictor.members))) + (hints if names else "")
     return trees + (
         f" and the features of a network of width {model.width}, depth {model.depth}" if model.depth else ""
     )
+
+
+def _size(network: CrystalGNN) -> str:
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return f"width {network.config.width}, depth {network.config.depth}, {weights:,} weights"
 
 
 def describe(predictor: Predictor) -> str:

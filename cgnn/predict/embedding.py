@@ -55,7 +55,7 @@ def embed(predictor: Predictor, crystals: Any, counter: Callable[[int], object] 
     """
     building = Building(predictor.info.config.graph)
     network = Network(predictor.members, predictor.info.elements, predictor.confidence, predictor.device)
-    found = Embedding([], np.zeros((0, crystal_width(predictor.info.config.model))), {}, [])
+    found = Embedding([], np.zeros((0, crystal_width(predictor.members[0].config))), {}, [])
     features: list[Array] = []
     columns: list[dict[str, Any]] = []
     for block in _blocks(crystals):

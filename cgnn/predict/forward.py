@@ -189,12 +189,11 @@ class Network:
         self._device = device or torch.device("cpu")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        first = self._members[0]
         weights = [
-            {name: tensor.detach().cpu().numpy() for name, tensor in member.state_dict().items()}
+            (member.config, {name: tensor.detach().cpu().numpy() for name, tensor in member.state_dict().items()})
             for member in self._members
         ]
-        return _revived, (first.config, first.targets, weights, self._elements, self._confidence)
+        return _revived, (self._members[0].targets, weights, self._elements, self._confidence)
 
     @cached_property
     def _folded(self) -> list[CrystalGNN]:
@@ -298,14 +297,13 @@ def _unseen(numbers: Sequence[int]) -> str:
 
 
 def _revived(
-    config: ModelConfig,
     targets: Sequence[Target],
-    weights: Sequence[Mapping[str, NDArray[Any]]],
+    weights: Sequence[tuple[ModelConfig, Mapping[str, NDArray[Any]]]],
     elements: Sequence[int],
     confidence: Confidence,
 ) -> Network:
     members = []
-    for each in weights:
+    for config, each in weights:
         with torch.device("meta"):
             member = CrystalGNN(config, targets)
         member.load_state_dict({name: torch.from_numpy(values) for name, values in each.items()}, assign=True)

@@ -92,7 +92,7 @@ class ModelInfo:
         Raises:
             CheckpointError: ``calibration`` or ``reference`` are not those of such a model.
         """
-        width = crystal_width(self.config.model)
+        width = crystal_width(self.config.of_member(0).model)
         return Confidence.from_stored(self.calibration, self.reference, self.config.targets, width)
 
 
@@ -153,11 +153,13 @@ def load_model(path: str | Path) -> StoredModel:
         )
         if type(content["members"]) is not int or content["members"] != max(len(parts), 1):
             raise ValueError(f"holds the weights of {len(parts)} members, expected {content['members']!r}")
-        members = [_member(info.config, parts.get(str(number), {})) for number in range(content["members"])]
+        members = [
+            _member(info.config.of_member(number), parts.get(str(number), {})) for number in range(content["members"])
+        ]
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         why = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: not a model this version can read: {why}") from None
-    _check_numbers(parts, members[0], path)
+    _check_numbers(parts, members, path)
     _check_finite({f"{REFERENCE}.{name}": tensor for name, tensor in reference.items()}, path)
     try:
         info.confidence()
@@ -182,12 +184,13 @@ def _member(config: Config, tensors: Tensors) -> CrystalGNN:
     return member
 
 
-def _check_numbers(parts: Mapping[str, Tensors], model: CrystalGNN, path: str | Path) -> None:
+def _check_numbers(parts: Mapping[str, Tensors], members: Sequence[CrystalGNN], path: str | Path) -> None:
     """Check that all members hold the numbers of one precision, and such that can be calculated with."""
     with torch.device("meta"):
-        expected = CrystalGNN(model.config, model.targets).state_dict()
-    precision = next(parts["0"][name].dtype for name, tensor in expected.items() if tensor.is_floating_point())
-    for prefix, tensors in parts.items():
+        all_expected = [CrystalGNN(member.config, member.targets).state_dict() for member in members]
+    precision = next(parts["0"][name].dtype for name, tensor in all_expected[0].items() if tensor.is_floating_point())
+    for number, expected in enumerate(all_expected):
+        prefix, tensors = str(number), parts[str(number)]
         for name, tensor in tensors.items():
             wanted = precision if expected[name].is_floating_point() else expected[name].dtype
             if tensor.dtype != wanted or precision not in (torch.float32, torch.float64):

@@ -315,7 +315,7 @@ def model_info(
     summary |= {part: len(indices) for part, indices in parts.items()}
     summary["threads"] = torch.get_num_threads()
     return ModelInfo(
-        config=config,
+        config=config.alone,
         elements=tuple(sorted(dataset.elements(parts["train"]))),
         baselines={name: baseline.to_dict() for name, baseline in baselines.items()},
         summary=summary,

@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,17 @@ STACKABLE = frozenset({"none", "residual", "identity_skip", "layer_scale"})
 def can_batch(config: Config) -> bool:
     """Tell whether members of these settings can be fitted at once."""
     settings = config.train
-    is_other = config.model.remedy not in STACKABLE or config.model.head != "layers"
+    turns = len(config.ensemble.models) if config.ensemble else 1
+    models = [config.of_member(number).model for number in range(turns)]
+    is_other = any(model.remedy not in STACKABLE or model.head != "layers" for model in models)
     return not (settings.compile or settings.tensorboard or config.transfer or is_other) and settings.devices == 1
 
 
 def fit_batched(group: Group) -> None:
     """Fit members over shared batches; go on where they stand.
 
-    One state for all lies in ``last/`` beside the members' folders.
+    One state for all lies in ``last/`` beside the members' folders. Where members are of several forms
+    (``ensemble.models``), those of each form are fitted at once, with a state in ``form-0/last/``, ``form-1/last/``.
 
     Raises:
         ConfigError: The settings ask for what only single networks have.
@@ -63,9 +66,27 @@ def fit_batched(group: Group) -> None:
             "not for members fitted at once (batched)"
         )
     with reproducible(group.config.train), deferred_signals() as stop:
-        session = _Session(group, stop)
-        session.progress = session.state.restore(session.folder)  # type: ignore[assignment]
-        session.run()
+        for alike in _of_one_form(group):
+            session = _Session(alike, stop)
+            session.progress = session.state.restore(session.folder)  # type: ignore[assignment]
+            session.run()
+
+
+def _of_one_form(group: Group) -> list[Group]:
+    """Divide members into groups of the same settings each."""
+    if group.config.ensemble is None:
+        return [group]
+    members: dict[str, list[Member]] = {}
+    configs: dict[str, Config] = {}
+    for member in group.members:
+        config = group.config_of(member)
+        form = config.model.model_dump_json()
+        configs[form] = config
+        members.setdefault(form, []).append(member)
+    return [
+        replace(group, config=configs[form], members=tuple(alike), shared=f"{group.shared}form-{number}")
+        for number, (form, alike) in enumerate(members.items())
+    ]
 
 
 class Stacked:

@@ -159,7 +159,7 @@ def _check_same(config: Config, plan: Ensemble, begun: Ensemble, folder: Path) -
 def _members(config: Config, plan: Ensemble, crystals: Divided, folder: Path) -> tuple[Member, ...]:
     seed, training, number = config.train.seed, crystals.parts["train"], len(crystals.dataset)
     draw = ENSEMBLES[plan.by]
-    ways = [method_of(config, folder / "members" / str(m), resume=True) for m in range(plan.members)]
+    ways = [method_of(config.of_member(m), folder / "members" / str(m), resume=True) for m in range(plan.members)]
     return tuple(Member(m, seed, draw(seed, m, training, number), way) for m, way in enumerate(ways))
 
 

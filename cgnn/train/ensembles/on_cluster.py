@@ -27,8 +27,11 @@ def on_ray(group: Group) -> None:
         WorkerError: The worker of a member died twice.
         MissingPackageError: Ray is not installed.
     """
-    blocks = [_Piece(member, group.parts_of(member), group.folder / str(member.number)) for member in group.members]
-    fitting = _Fitting(group.config, group.work, group.reopen)
+    blocks = [
+        _Piece(group.config_of(member), member, group.parts_of(member), group.folder / str(member.number))
+        for member in group.members
+    ]
+    fitting = _Fitting(group.work, group.reopen)
     with closing(run("ray", fitting, iter(blocks), group.workers)) as results:
         for member, _ in zip(group.members, results, strict=True):
             if group.has_enough(member):
@@ -40,11 +43,13 @@ class _Piece:
     """A member on its way to a worker: a block that holds no crystals.
 
     Args:
+        config: Its settings.
         member: The member.
         parts: What it is fitted on.
         folder: Its folder.
     """
 
+    config: Config
     member: Member
     parts: Parts
     folder: Path
@@ -68,12 +73,10 @@ class _Fitting:
     """Fits members in a worker.
 
     Args:
-        config: Their settings.
         work: What is done for each.
         reopen: Gives the data set.
     """
 
-    config: Config
     work: Work
     reopen: Callable[[Config], CrystalDataset]
 
@@ -85,5 +88,5 @@ class _Fitting:
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the parent has warned
-            self.work(self.config, self.reopen(self.config), piece.parts, piece.folder, None, piece.member)
+            self.work(piece.config, self.reopen(piece.config), piece.parts, piece.folder, None, piece.member)
         return piece.member.number

@@ -81,6 +81,10 @@ class Group:
     enough: Callable[[int], bool] | None = None
     shared: str = ""
 
+    def config_of(self, member: Member) -> Config:
+        """Return the settings of a member."""
+        return self.config.of_member(member.number)
+
     def parts_of(self, member: Member) -> Parts:
         """Return what a member is fitted on."""
         return self.parts if member.parts is None else member.parts
@@ -88,7 +92,8 @@ class Group:
     def do(self, member: Member) -> None:
         """Do the work of a member in this process."""
         report = self.report(member.number) if self.report else None
-        self.work(self.config, self.dataset, self.parts_of(member), self.folder / str(member.number), report, member)
+        config, parts = self.config_of(member), self.parts_of(member)
+        self.work(config, self.dataset, parts, self.folder / str(member.number), report, member)
 
     def has_enough(self, member: Member) -> bool:
         """Note that a member is done; tell whether no more are wanted."""
@@ -198,7 +203,8 @@ class _Crew:
             self._device_of[ours] = min(self.devices, key=lambda name: taken[name])
             environment["CUDA_VISIBLE_DEVICES"] = self._device_of[ours]
         group = self.group
-        job = _Job(group.config, group.parts_of(member), folder, member, group.work, group.reopen, environment)
+        config, parts = group.config_of(member), group.parts_of(member)
+        job = _Job(config, parts, folder, member, group.work, group.reopen, environment)
         process = self._context.Process(target=_work, args=(theirs, job), daemon=True)
         with without_script():
             process.start()

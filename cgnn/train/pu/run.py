@@ -136,7 +136,7 @@ def pu_fit(
     folder = Path(folder)
     pu = config.pu or PUConfig()
     check_folder(folder, resume)
-    config = with_hints(config.model_copy(update={"pu": pu}), folder if resume else None)
+    config = with_hints(config.alone.model_copy(update={"pu": pu}), folder if resume else None)
     way = _checked(config, pu, side_by_side, folder, resume)
     dataset = Opening(pu)(config, watch)
     plan = _planned(config, pu, dataset, folder)
