@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -87,25 +88,22 @@ def _error(truth: Any, value: Any) -> float:
     return float(np.abs(truth - value)[known].mean())
 
 
-def tables(lines: list[dict[str, Any]]) -> tuple[str, str]:
-    """Return the study as Markdown tables of errors and of intervals."""
-    groups = {
-        (protocol, recipe): [line for line in lines if (line["protocol"], line["recipe"]) == (protocol, recipe)]
-        for protocol in PROTOCOLS
-        for recipe in RECIPES
-    }
+def tables(lines: list[dict[str, Any]], recipes: Sequence[str] = tuple(RECIPES)) -> tuple[str, str]:
+    """Return the study of some recipes as Markdown tables of errors and of intervals."""
     rows = [["split", "recipe", "model", *TARGETS.values(), "seeds"]]
     widths = [["split", "recipe", "of", *INTERVALS.values()]]
-    for (protocol, recipe), mine in groups.items():
+    for protocol, recipe in product(PROTOCOLS, recipes):
+        mine = [line for line in lines if (line["protocol"], line["recipe"]) == (protocol, recipe)]
         if not mine:
             continue
-        name = [protocol.replace("_", " "), recipe]
-        for row, title in ROWS.items():
+        split = protocol.replace("_", " ")
+        has_trees = any(row[0] == split for row in rows)  # they are the same beside every recipe
+        for row, title in list(ROWS.items())[has_trees:]:
             cells = [mean_and_spread([line[target][row] for line in mine]) for target in TARGETS]
-            rows.append([*name, title, *cells, str(len(mine))])
+            rows.append([split, "" if row == "trees" else recipe, title, *cells, str(len(mine))])
         for target, title in TARGETS.items():
             cells = [mean_and_spread([line[target][key] for line in mine], 3) for key in INTERVALS]
-            widths.append([*name, title, *cells])
+            widths.append([split, recipe, title, *cells])
     return markdown(rows), markdown(widths)
 
 
@@ -122,7 +120,7 @@ def main() -> None:
     if arguments.table:
         errors, intervals = tables(finished(path))
         between_markers(DOCUMENT, NAME, f"{errors}\n\n{intervals}")
-        between_markers("README.md", NAME, errors)
+        between_markers("README.md", NAME, tables(finished(path), list(RECIPES)[:1])[0])
         return
     there = {(line["recipe"], line["protocol"], line["seed"]) for line in finished(path)}
     wanted = product(arguments.recipes, arguments.seeds, arguments.protocols)
