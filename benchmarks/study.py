@@ -16,7 +16,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -90,21 +90,37 @@ def record(path: Path | None, work: Callable[..., Any], jobs: Iterable[tuple[Any
 
 
 def table(name: str, study: dict[str, Any]) -> str:
-    """Return the study as a Markdown table, mean and spread over its seeds."""
+    """Return the study as a Markdown table, mean and spread over its seeds, and against the first row seed by seed."""
     lines = finished(STUDIES / f"{name}.jsonl")
-    targets = list(study["scores"])
-    head = ["row", *(f"{target.replace('_', ' ')} ({study['scores'][target]})" for target in targets)]
-    out = [[*head, "runs", "minutes", "changes (`-o`)"]]
+    targets, base = list(study["scores"]), next(iter(study["rows"]))
+    titles = [f"{target.replace('_', ' ')} ({study['scores'][target]})" for target in targets]
+    out = [
+        ["row", *(head for title in titles for head in (title, f"against {base}")), "runs", "minutes", "changes (`-o`)"]
+    ]
     for row, changes in study["rows"].items():
         mine = [line for line in lines if line["row"] == row]
         if not mine:
             continue
-        values = [[line[target] for line in mine] for target in targets]
-        cells = [mean_and_spread(v) for v in values]
+        cells = []
+        for target in targets:
+            values, theirs = ({line["seed"]: line[target] for line in lines if line["row"] == r} for r in (row, base))
+            cells += [mean_and_spread(list(values.values())), against(values, theirs, 1) if row != base else ""]
         minutes = np.mean([line["seconds"] for line in mine]) / 60
         shown = " ".join(f"`{change}`" for change in changes) or "none"
         out.append([row, *cells, str(len(mine)), f"{minutes:.1f}", shown])
     return markdown(out)
+
+
+def against(values: Mapping[int, float], base: Mapping[int, float], digits: int = 0) -> str:
+    """Return a cell: by how many per cent values differ from those of a base, seed by seed, of those that both have.
+
+    Mean and, of several seeds, its standard error; empty without a common seed.
+    """
+    changes = [100 * (values[seed] / base[seed] - 1) for seed in values if seed in base]
+    if not changes:
+        return ""
+    error = f" ± {np.std(changes, ddof=1) / np.sqrt(len(changes)):.{digits}f}" if len(changes) > 1 else ""
+    return f"{np.mean(changes):+.{digits}f}{error} %"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread, record
+from study import DATA, ROOT, STUDIES, against, between_markers, finished, markdown, mean_and_spread, record
 
 NAME = "transfer"
 TESTS = {
@@ -130,7 +130,7 @@ def table(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
         for size in sorted({line["size"] for line in lines}):
             values = {arm: found[target, arm].get(size, {}) for arm in arms}
             cells = [mean_and_spread(list(values[arm].values())) for arm in arms]
-            gains = [_against(values[arm], values[base]) for arm in others]
+            gains = [against(values[arm], values[base]) for arm in others]
             runs = " + ".join(str(len(values[arm])) for arm in arms if values[arm])
             out.append([target.replace("_", " "), f"{size:,}", *cells, *gains, runs])
     return markdown(out)
@@ -138,12 +138,6 @@ def table(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
 
 def _spread(values: list[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def _against(values: dict[int, float], base: dict[int, float]) -> str:
-    changes = [100 * (values[seed] / base[seed] - 1) for seed in values if seed in base]
-    error = _spread(changes) / math.sqrt(max(len(changes), 1))
-    return f"{np.mean(changes):+.0f} ± {error:.0f} %" if changes else ""
 
 
 def protocol(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
