@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +223,9 @@ def _read(init_from: str) -> _Source:
     """Read the first member of a model."""
     found = model_file(Path(init_from).expanduser())
     stored = load_model(found)
+    info = replace(stored.info, config=stored.info.config.of_member(0))
     with open(found, "rb") as handle:
-        return _Source(stored.members[0], stored.info, hashlib.file_digest(handle, "sha256").hexdigest())
+        return _Source(stored.members[0], info, hashlib.file_digest(handle, "sha256").hexdigest())
 
 
 def _noted(path: Path) -> str:

@@ -182,3 +182,24 @@ def test_odd_forms_are_refused(settings, models, message):
 def test_trees_have_one_form(settings):
     with pytest.raises(ConfigError, match=r"not with model\.head trees"):
         build({**settings, "model": {"head": "trees"}, "ensemble": {"models": [{}]}})
+
+
+@pytest.mark.parametrize("hints", [False, True])
+def test_transfer_from_forms_to_forms(settings, tmp_path, hints):
+    """The source is the first member, whatever its form; members of any form start from it, and keep it for hints."""
+    values = {**settings, "ensemble": {"models": [FORMS[1], {}]}}
+    train_ensemble(build(values, ["train.epochs=1"]), tmp_path / "source", Ensemble(2, "seed", "serial"))
+    transfer = {"init_from": str(tmp_path / "source"), "hints": hints, "take": ["embed", "convs"]}
+    target = {**values, "model": {**settings["model"], **FORMS[1]}, "transfer": transfer}
+    target["ensemble"] = {"models": [{}, {"depth": 1}]}
+    run = train_ensemble(build(target, ["train.epochs=1"]), tmp_path / "run", Ensemble(2, "seed", "serial"))
+    members, info = load_model(run.model_file)
+    source = load_model(tmp_path / "source" / "best" / MODEL_FILE).members[0]
+    assert [member.config.depth for member in members] == [2, 1]
+    for number, member in enumerate(members):
+        report = json.loads((run.folder / "members" / str(number) / "transfer.json").read_text())
+        assert {"embed", "convs.0"} <= set(report["loaded"])
+        assert (member.hints is not None) == hints
+        if hints:
+            assert_equal(member.hints.network.state_dict(), source.state_dict())
+    assert "init_from" in info.source
