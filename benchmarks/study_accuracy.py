@@ -1,24 +1,24 @@
-"""How accurate the recipe is on crystals it never saw: one network, an ensemble, trees, and both together.
+"""How accurate the recipe is on crystals it never saw: one network, ensembles of several forms, trees.
 
 python benchmarks/study_accuracy.py                               # what is not in accuracy.jsonl yet
 python benchmarks/study_accuracy.py --protocols random --seeds 0 --recipes "six layers"
 python benchmarks/study_accuracy.py --table                       # the tables of docs/accuracy.md and README.md
 
 A tenth of the moduli chooses the epochs and calibrates, another tenth is the test part, both drawn by the seed. Each
-line of ``benchmarks/studies/accuracy.jsonl`` is one recipe, protocol and seed. By hand: ``cgnn train
-configs/elasticity.yaml -o data.path=FILE -o data.split.method=PROTOCOL -o data.split.test=0.1 -o data.split.seed=S
---seed S --members 5``, with the changes of `RECIPES`.
+line of ``benchmarks/studies/accuracy.jsonl`` is one recipe, protocol and seed; fits are kept in ``runs/accuracy`` and go
+on after an interruption. By hand: ``cgnn train configs/elasticity.yaml -o data.path=FILE -o data.split.method=PROTOCOL
+-o data.split.test=0.1 -o data.split.seed=S --seed S --members 5``, with the changes of `RECIPES`.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import shutil
 import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tabular
@@ -28,25 +28,37 @@ NAME, DOCUMENT = "accuracy", "docs/accuracy.md"
 CONFIG = "configs/elasticity.yaml"
 FILE = "elasticity.json.gz"
 TARGETS = {"bulk_modulus": "log10 K", "shear_modulus": "log10 G"}
+FOUR = "{depth: 4, remedy: none}"
+TREES = (
+    "{head: trees, depth: 0, remedy: none, edge_updates: false, spread: false, "
+    "descriptors: [element_statistics, volume, environments, arrangements, stoichiometry]}"
+)
+
+
+class Recipe(NamedTuple):
+    """What is changed of the configuration; a recipe may go on from the members of another one."""
+
+    changes: tuple[str, ...] = ()
+    members: int = 5
+    after: str = ""
+
+
 RECIPES = {
-    "six and four layers": [],
-    "six layers": ["ensemble=null"],
-    "four layers": ["ensemble=null", "model.depth=4", "model.remedy=none"],
+    "six and four layers": Recipe(),
+    "six and four layers, trees": Recipe(
+        (f"ensemble.models=[{{}}, {FOUR}, {{}}, {FOUR}, {{}}, {TREES}]",), 6, "six and four layers"
+    ),
+    "six layers": Recipe(("ensemble=null",)),
+    "four layers": Recipe(("ensemble=null", "model.depth=4", "model.remedy=none")),
 }
-"""Name -> what is changed of the configuration; the first is the recommended one."""
+"""The first is the recommended one."""
 PROTOCOLS = ("random", "chemical_system")
-MEMBERS = 5
-ROWS = {
-    "trees": "trees over composition and volume (`benchmarks/tabular.py`)",
-    "single": f"one network, mean of the {MEMBERS} members' errors",
-    "ensemble": f"{MEMBERS} networks",
-    "both": f"{MEMBERS} networks and the trees, mean of the logarithms",
-}
+RUNS = ROOT / "runs" / "accuracy"
 INTERVALS = {"coverage_90": "90 % coverage", "width_90_log10": "width", "baseline_width_90_log10": "constant width"}
 
 
-def run(recipe: str, protocol: str, seed: int) -> dict[str, Any]:
-    """Train an ensemble of a recipe under a protocol and return its line."""
+def run(name: str, protocol: str, seed: int) -> dict[str, Any]:
+    """Train an ensemble of a recipe under a protocol, or go on with it, and return its line."""
     from cgnn.config import load
     from cgnn.data.dataset import CrystalDataset
     from cgnn.data.prepare import prepare
@@ -56,31 +68,37 @@ def run(recipe: str, protocol: str, seed: int) -> dict[str, Any]:
     from cgnn.train.trust.assess import combined_part
 
     started = time.perf_counter()
+    recipe, folder = RECIPES[name], place(name, protocol, seed)
     settings = [f"data.split.method={protocol}", "data.split.test=0.1", f"data.split.seed={seed}", f"train.seed={seed}"]
     common = [f"data.path={DATA / FILE}", "train.threads=1", "train.device=cpu"]
-    config = load(ROOT / CONFIG, [*common, *settings, *RECIPES[recipe]])
-    with tempfile.TemporaryDirectory() as folder:
-        result = train_ensemble(config, Path(folder) / "run", Ensemble(MEMBERS, side_by_side="serial"))
-        members = load_model(result.model_file).members
+    config = load(ROOT / CONFIG, [*common, *settings, *recipe.changes])
+    others = place(recipe.after, protocol, seed) / "members"
+    if recipe.after and others.exists() and not folder.exists():
+        shutil.copytree(others, folder / "members")
+    result = train_ensemble(config, folder, Ensemble(recipe.members, side_by_side="serial"), folder.exists())
+    members = load_model(result.model_file).members
     dataset = CrystalDataset(prepare(config.data, config.graph), config.targets)
     train, test = (dataset.indices(getattr(result.split, part)) for part in ("train", "test"))
     guessed = tabular.predict(tabular.crystal_features(dataset), dataset, train, test, seed=seed)
     together = combined_part(members, dataset, test)
-    each = [combined_part([member], dataset, test) for member in members]
+    each = [combined_part([member], dataset, test) for member in members if not member.has_trees]
     minutes = round((time.perf_counter() - started) / 60, 1)
-    line: dict[str, Any] = {"recipe": recipe, "protocol": protocol, "seed": seed, "minutes": minutes}
+    line: dict[str, Any] = {"recipe": name, "protocol": protocol, "seed": seed, "minutes": minutes}
     for target in config.targets:
         truth = target.to_learned(dataset.label(target, test))
-        trees, value = target.to_learned(guessed[target.name]), together.learned[target.name].value.numpy()
         found = {
-            "trees": _error(truth, trees),
+            "trees": _error(truth, target.to_learned(guessed[target.name])),
             "single": float(np.mean([_error(truth, one.learned[target.name].value.numpy()) for one in each])),
-            "ensemble": _error(truth, value),
-            "both": _error(truth, (value + trees) / 2),
+            "ensemble": _error(truth, together.learned[target.name].value.numpy()),
         }
         scores = result.metrics["test"][target.name]
         line[target.name] = {k: round(v, 5) for k, v in found.items()} | {k: round(scores[k], 4) for k in INTERVALS}
     return line
+
+
+def place(name: str, protocol: str, seed: int) -> Path:
+    """Return where a fit is kept, and goes on after an interruption."""
+    return RUNS / f"{name.replace(', ', '-').replace(' ', '-')}-{protocol}-{seed}"
 
 
 def _error(truth: Any, value: Any) -> float:
@@ -92,19 +110,29 @@ def tables(lines: list[dict[str, Any]], recipes: Sequence[str] = tuple(RECIPES))
     """Return the study of some recipes as Markdown tables of errors and of intervals."""
     rows = [["split", "recipe", "model", *TARGETS.values(), "seeds"]]
     widths = [["split", "recipe", "of", *INTERVALS.values()]]
-    for protocol, recipe in product(PROTOCOLS, recipes):
-        mine = [line for line in lines if (line["protocol"], line["recipe"]) == (protocol, recipe)]
+    for protocol, name in product(PROTOCOLS, recipes):
+        mine = [line for line in lines if (line["protocol"], line["recipe"]) == (protocol, name)]
         if not mine:
             continue
         split = protocol.replace("_", " ")
-        has_trees = any(row[0] == split for row in rows)  # they are the same beside every recipe
-        for row, title in list(ROWS.items())[has_trees:]:
+        for row, title in titles(RECIPES[name]).items():
+            if row == "trees" and any(known[0] == split for known in rows):
+                continue  # they are the same beside every recipe
             cells = [mean_and_spread([line[target][row] for line in mine]) for target in TARGETS]
-            rows.append([split, "" if row == "trees" else recipe, title, *cells, str(len(mine))])
+            rows.append([split, "" if row == "trees" else name, title, *cells, str(len(mine))])
         for target, title in TARGETS.items():
             cells = [mean_and_spread([line[target][key] for line in mine], 3) for key in INTERVALS]
-            widths.append([split, recipe, title, *cells])
+            widths.append([split, name, title, *cells])
     return markdown(rows), markdown(widths)
+
+
+def titles(recipe: Recipe) -> dict[str, str]:
+    """Return what the rows of a recipe are called."""
+    trees = {"trees": "trees over composition and volume (`benchmarks/tabular.py`)"}
+    if recipe.after:
+        return trees | {"ensemble": f"the same {recipe.members - 1} and a member of boosted trees (`head: trees`)"}
+    single = f"one network, mean of the {recipe.members} members' errors"
+    return trees | {"single": single, "ensemble": f"{recipe.members} networks"}
 
 
 def main() -> None:

@@ -281,10 +281,6 @@ class DepthConfig(Strict):
     """Crystals with inequivalent sites on which the layers are measured."""
 
 
-_SHARED = {"head", "hints", "spread"}
-"""Settings of ``model`` that all members of an ensemble share: they are about what is predicted, not how."""
-
-
 class Config(Strict):
     """Everything that defines a run."""
 
@@ -312,12 +308,9 @@ class Config(Strict):
             raise ValueError("model.hints is set by transfer.hints: true, never by hand")
         if self.transfer and self.transfer.hints and self.model.head == "trees":
             raise ValueError("transfer.hints: not with model.head trees, which learn no weights for them")
-        if self.ensemble and self.model.head == "trees":
-            raise ValueError("ensemble.models: not with model.head trees")
         for number, changes in enumerate(self.ensemble.models if self.ensemble else ()):
-            shared = sorted(_SHARED.intersection(changes))
-            if shared:
-                raise ValueError(f"ensemble.models.{number}: {shared[0]!r} is the same for all members")
+            if "hints" in changes:
+                raise ValueError(f"ensemble.models.{number}: hints are set by transfer.hints: true, never by hand")
             try:
                 self.of_member(number)
             except ConfigError as error:

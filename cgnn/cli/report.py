@@ -68,21 +68,19 @@ def _plot_reliability(result: Evaluation, predictor: Predictor, folder: Path) ->
 
 
 def architecture(predictor: Predictor) -> str:
-    """Return the size of a network, or of its trees."""
-    model = predictor.info.config.model
-    trees = f"{model.trees} trees of up to {model.leaves} leaves over {', '.join(model.descriptors)}"
-    if model.head != "trees":
-        names = model.hints.names if model.hints else []
-        hints = f"; inside it, unchanged, the network that it started from gives hints: {', '.join(names)}"
-        return " or ".join(dict.fromkeys(map(_size, predictor.members))) + (hints if names else "")
-    return trees + (
-        f" and the features of a network of width {model.width}, depth {model.depth}" if model.depth else ""
-    )
+    """Return the size of a network, or of its trees; of members of several forms that of each form."""
+    return " or ".join(dict.fromkeys(map(_size, predictor.members)))
 
 
 def _size(network: CrystalGNN) -> str:
+    model = network.config
+    if model.head == "trees":
+        features = f" and the features of a network of width {model.width}, depth {model.depth}" if model.depth else ""
+        return f"{model.trees} trees of up to {model.leaves} leaves over {', '.join(model.descriptors)}{features}"
     weights = sum(parameter.numel() for parameter in network.parameters())
-    return f"width {network.config.width}, depth {network.config.depth}, {weights:,} weights"
+    names = model.hints.names if model.hints else []
+    hints = f"; inside it, unchanged, the network that it started from gives hints: {', '.join(names)}"
+    return f"width {model.width}, depth {model.depth}, {weights:,} weights{hints if names else ''}"
 
 
 def describe(predictor: Predictor) -> str:

@@ -53,10 +53,10 @@ class Combined:
 def features_of(members: Sequence[CrystalGNN], batch: Any) -> list[tuple[Tensor, Tensor]]:
     """Return the features of atoms and of crystals that the heads of each member see.
 
-    Where members are trees over descriptors alone they all see the same, which is made once.
+    Where all members are trees over the same descriptors alone they see the same, which is made once.
     """
     first = members[0]
-    if first.has_trees and not first.config.depth:
+    if first.has_trees and not first.config.depth and all(member.config == first.config for member in members):
         return [first.features(batch)] * len(members)
     return [member.features(batch) for member in members]
 

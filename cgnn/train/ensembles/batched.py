@@ -30,7 +30,7 @@ from cgnn.model.conv import BatchNorm
 from cgnn.train.checkpoint import MODEL_FILE, save_model
 from cgnn.train.engine import Stop, deferred_signals, engine, reproducible, seed
 from cgnn.train.ensembles.member import Member
-from cgnn.train.ensembles.side_by_side import Group
+from cgnn.train.ensembles.side_by_side import Group, one_by_one
 from cgnn.train.loop import SCHEDULES, Average, Indices, model_info, order, validation_row
 from cgnn.train.metrics import Baseline
 from cgnn.train.state import Progress, State, data_key
@@ -40,19 +40,21 @@ STACKABLE = frozenset({"none", "residual", "identity_skip", "layer_scale"})
 
 
 def can_batch(config: Config) -> bool:
-    """Tell whether members of these settings can be fitted at once."""
+    """Tell whether members of these settings can be fitted at once; of several forms, those of one at least."""
     settings = config.train
+    if settings.compile or settings.tensorboard or config.transfer or settings.devices > 1:
+        return False
     turns = len(config.ensemble.models) if config.ensemble else 1
     models = [config.of_member(number).model for number in range(turns)]
-    is_other = any(model.remedy not in STACKABLE or model.head != "layers" for model in models)
-    return not (settings.compile or settings.tensorboard or config.transfer or is_other) and settings.devices == 1
+    return any(model.remedy in STACKABLE and model.head == "layers" for model in models)
 
 
 def fit_batched(group: Group) -> None:
     """Fit members over shared batches; go on where they stand.
 
     One state for all lies in ``last/`` beside the members' folders. Where members are of several forms
-    (``ensemble.models``), those of each form are fitted at once, with a state in ``form-0/last/``, ``form-1/last/``.
+    (``ensemble.models``), those of each form are fitted at once, with a state in ``form-0/last/``, ``form-1/last/``,
+    and those of forms that can't be, such as trees, one by one.
 
     Raises:
         ConfigError: The settings ask for what only single networks have.
@@ -65,8 +67,11 @@ def fit_batched(group: Group) -> None:
             "transfer, most of model.remedy, model.head, train.compile, train.tensorboard, train.devices: "
             "not for members fitted at once (batched)"
         )
-    with reproducible(group.config.train), deferred_signals() as stop:
-        for alike in _of_one_form(group):
+    for alike in _of_one_form(group):
+        if not can_batch(alike.config):
+            one_by_one(alike)
+            continue
+        with reproducible(group.config.train), deferred_signals() as stop:
             session = _Session(alike, stop)
             session.progress = session.state.restore(session.folder)  # type: ignore[assignment]
             session.run()

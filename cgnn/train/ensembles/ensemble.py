@@ -23,6 +23,7 @@ from cgnn.train.ensembles.batched import can_batch, fit_batched
 from cgnn.train.ensembles.member import ENSEMBLES, Member
 from cgnn.train.ensembles.on_cluster import on_ray
 from cgnn.train.ensembles.side_by_side import Group, Report, in_processes, one_by_one
+from cgnn.train.grow import check as check_trees
 from cgnn.train.loop import in_history
 from cgnn.train.run import ENSEMBLE_FILE, Divided, Run, begin, check_folder, has_state, method_of, score
 from cgnn.train.trust.assess import assessed
@@ -160,6 +161,10 @@ def _members(config: Config, plan: Ensemble, crystals: Divided, folder: Path) ->
     seed, training, number = config.train.seed, crystals.parts["train"], len(crystals.dataset)
     draw = ENSEMBLES[plan.by]
     ways = [method_of(config.of_member(m), folder / "members" / str(m), resume=True) for m in range(plan.members)]
+    for number, way in enumerate(ways):
+        form = config.of_member(number)
+        if form.model.head == "trees":
+            check_trees(form, way)  # now, not after the networks before it have been fitted
     return tuple(Member(m, seed, draw(seed, m, training, number), way) for m, way in enumerate(ways))
 
 

@@ -115,9 +115,8 @@ def test_stopped_in_a_form_and_resumed(config, tmp_path, monkeypatch, form):
 
 
 def test_forms_that_can_not_be_fitted_at_once(config, monkeypatch):
-    odd = config.model_copy(
-        update={"ensemble": config.ensemble.model_copy(update={"models": ({}, {"remedy": "dense"})})}
-    )
+    forms = config.ensemble.model_copy(update={"models": ({"remedy": "dense"}, {"remedy": "initial_residual"})})
+    odd = config.model_copy(update={"ensemble": forms})
     assert batched.can_batch(config)
     assert not batched.can_batch(odd)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -169,8 +168,7 @@ def test_other_forms_can_not_be_resumed(settings, config, serial, tmp_path):
         ([{}, {"dept": 2}], r"ensemble\.models\.1: .*dept.*did you mean.*depth"),
         ([{"depth": -1}], r"ensemble\.models\.0: .*depth"),
         ([{"depth": "2"}], r"ensemble\.models\.0: .*depth"),
-        ([{"spread": True}], "'spread' is the same for all members"),
-        ([{"head": "trees"}], "'head' is the same for all members"),
+        ([{}, {"hints": None}], r"ensemble\.models\.1: hints are set by"),
         (3, "ensemble.models"),
     ],
 )
@@ -179,9 +177,48 @@ def test_odd_forms_are_refused(settings, models, message):
         build({**settings, "ensemble": {"models": models}})
 
 
-def test_trees_have_one_form(settings):
-    with pytest.raises(ConfigError, match=r"not with model\.head trees"):
-        build({**settings, "model": {"head": "trees"}, "ensemble": {"models": [{}]}})
+TREES = {"head": "trees", "depth": 0, "trees": 20, "leaves": 4, "descriptors": ["element_statistics", "volume"]}
+
+
+@pytest.mark.parametrize("way", ["serial", "batched"])
+def test_trees_among_networks(settings, tmp_path, way, embedded_documents):
+    """Boosted trees are a member as any: a third of the mean; where the others are fitted at once, they come after."""
+    model = {**settings["model"], "spread": True}
+    config = build({**settings, "model": model, "ensemble": {"models": [{}, {}, {**TREES, "spread": False}]}})
+    run = train_ensemble(config, tmp_path / "run", Ensemble(3, "seed", way))
+    members = load_model(run.model_file).members
+    assert [member.has_trees for member in members] == [False, False, True]
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(embedded_documents[:12]))
+    alone = [Predictor.load(run.folder / "members" / str(member)).predict(str(path)) for member in range(3)]
+    found = Predictor.load(run.folder).predict(str(path))
+    mean = np.mean([np.log10(one.columns["bulk_modulus"]) for one in alone], axis=0)
+    np.testing.assert_allclose(np.log10(found.columns["bulk_modulus"]), mean, rtol=1e-6)
+    within = [one.learned["bulk_modulus"]["scale_within"] for one in alone]
+    assert not within[2].any()
+    expected = np.sqrt(np.mean(np.square(within), axis=0))
+    np.testing.assert_allclose(found.learned["bulk_modulus"]["scale_within"], expected, rtol=1e-5)
+    assert " weights or 20 trees of up to 4 leaves over element_statistics, volume" in describe(
+        Predictor.load(run.folder)
+    )
+
+
+@pytest.mark.parametrize("forms", [[TREES, {**TREES, "descriptors": ["volume"]}], [TREES, {}]])
+def test_trees_first(settings, tmp_path, forms):
+    """What members see is shared only where all see the same."""
+    config = build({**settings, "ensemble": {"models": forms}})
+    run = train_ensemble(config, tmp_path / "run", Ensemble(2, "seed", "serial"))
+    alone = [Predictor.load(run.folder / "members" / str(m)).predict(settings["data"]["path"]) for m in range(2)]
+    found = Predictor.load(run.folder).predict(settings["data"]["path"])
+    mean = np.mean([np.log10(one.columns["shear_modulus"]) for one in alone], axis=0)
+    np.testing.assert_allclose(np.log10(found.columns["shear_modulus"]), mean, rtol=1e-6)
+
+
+def test_what_trees_can_not_do_is_told_before_anything_is_fitted(settings, tmp_path):
+    config = build({**settings, "ensemble": {"models": [{}, {**TREES, "spread": True}]}})
+    with pytest.raises(ConfigError, match=r"model\.head trees: not with model\.spread"):
+        train_ensemble(config, tmp_path / "run", Ensemble(2, "seed", "serial"))
+    assert not (tmp_path / "run" / "members").exists()
 
 
 @pytest.mark.parametrize("hints", [False, True])
