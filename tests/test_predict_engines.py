@@ -204,7 +204,7 @@ def _below(pid: int) -> list[int]:
 
 def _busy(pid: int) -> list[int]:
     """Return all processes below one when its two workers have been forked from their server."""
-    for _ in range(3000):
+    for _ in range(12_000):
         servers = [child for child in _below(pid) if len(_below(child)) == 2]
         if servers:
             return _below(pid)

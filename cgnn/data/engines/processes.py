@@ -104,10 +104,10 @@ class Processes:
             self._replace(worker)
             return None if job is None else (job, Answer(is_dead=True))
         worker.job = None
+        self._deaths = 0  # where one worker answers, others can begin
         if worker.has_started and job is not None:
             return job, answer
         worker.has_started = True
-        self._deaths = 0
         return None
 
     def _replace(self, worker: _Worker) -> None:

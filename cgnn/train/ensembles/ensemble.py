@@ -161,8 +161,8 @@ def _members(config: Config, plan: Ensemble, crystals: Divided, folder: Path) ->
     seed, training, number = config.train.seed, crystals.parts["train"], len(crystals.dataset)
     draw = ENSEMBLES[plan.by]
     ways = [method_of(config.of_member(m), folder / "members" / str(m), resume=True) for m in range(plan.members)]
-    for number, way in enumerate(ways):
-        form = config.of_member(number)
+    for m, way in enumerate(ways):
+        form = config.of_member(m)
         if form.model.head == "trees":
             check_trees(form, way)  # now, not after the networks before it have been fitted
     return tuple(Member(m, seed, draw(seed, m, training, number), way) for m, way in enumerate(ways))
