@@ -14,8 +14,8 @@ go on after an interruption. By hand: ``cgnn train configs/elasticity.yaml -o da
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
-import time
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,6 @@ import tabular
 from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread, record
 
 NAME, DOCUMENT = "accuracy", "docs/accuracy.md"
-CONFIG = "configs/elasticity.yaml"
 FILE = "elasticity.json.gz"
 TARGETS = {"bulk_modulus": "log10 K", "shear_modulus": "log10 G"}
 FOUR = "{depth: 4, remedy: none}"
@@ -36,11 +35,12 @@ TREES = (
 
 
 class Recipe(NamedTuple):
-    """What is changed of the configuration; a recipe may go on from the members of another one."""
+    """A configuration and what is changed of it; a recipe may go on from the members of another one."""
 
     changes: tuple[str, ...] = ()
     members: int = 5
     after: str = ""
+    config: str = "configs/elasticity.yaml"
 
 
 RECIPES = {
@@ -50,6 +50,7 @@ RECIPES = {
     ),
     "six layers": Recipe(("ensemble=null",)),
     "four layers": Recipe(("ensemble=null", "model.depth=4", "model.remedy=none")),
+    "fast": Recipe(config="configs/elasticity-fast.yaml"),
 }
 """The first is the recommended one."""
 PROTOCOLS = ("random", "chemical_system")
@@ -67,11 +68,10 @@ def run(name: str, protocol: str, seed: int) -> dict[str, Any]:
     from cgnn.train.ensembles.ensemble import Ensemble
     from cgnn.train.trust.assess import combined_part
 
-    started = time.perf_counter()
     recipe, folder = RECIPES[name], place(name, protocol, seed)
     settings = [f"data.split.method={protocol}", "data.split.test=0.1", f"data.split.seed={seed}", f"train.seed={seed}"]
     common = [f"data.path={DATA / FILE}", "train.threads=1", "train.device=cpu"]
-    config = load(ROOT / CONFIG, [*common, *settings, *recipe.changes])
+    config = load(ROOT / recipe.config, [*common, *settings, *recipe.changes])
     others = place(recipe.after, protocol, seed) / "members"
     if recipe.after and others.exists() and not folder.exists():
         shutil.copytree(others, folder / "members")
@@ -82,8 +82,7 @@ def run(name: str, protocol: str, seed: int) -> dict[str, Any]:
     guessed = tabular.predict(tabular.crystal_features(dataset), dataset, train, test, seed=seed)
     together = combined_part(members, dataset, test)
     each = [combined_part([member], dataset, test) for member in members if not member.has_trees]
-    minutes = round((time.perf_counter() - started) / 60, 1)
-    line: dict[str, Any] = {"recipe": name, "protocol": protocol, "seed": seed, "minutes": minutes}
+    line: dict[str, Any] = {"recipe": name, "protocol": protocol, "seed": seed, "minutes": round(minutes(folder), 1)}
     for target in config.targets:
         truth = target.to_learned(dataset.label(target, test))
         found = {
@@ -101,6 +100,12 @@ def place(name: str, protocol: str, seed: int) -> Path:
     return RUNS / f"{name.replace(', ', '-').replace(' ', '-')}-{protocol}-{seed}"
 
 
+def minutes(folder: Path) -> float:
+    """Return how long the epochs of all members took, also where they were fitted in several goes."""
+    histories = [path.read_text().splitlines() for path in folder.glob("members/*/history.jsonl")]
+    return sum(json.loads(row)["seconds"] for history in histories for row in history) / 60
+
+
 def _error(truth: Any, value: Any) -> float:
     known = np.isfinite(truth)
     return float(np.abs(truth - value)[known].mean())
@@ -108,7 +113,7 @@ def _error(truth: Any, value: Any) -> float:
 
 def tables(lines: list[dict[str, Any]]) -> tuple[str, str]:
     """Return the study as Markdown tables of errors and of intervals."""
-    rows = [["split", "recipe", "model", *TARGETS.values(), "seeds"]]
+    rows = [["split", "recipe", "model", *TARGETS.values(), "seeds", "minutes"]]
     widths = [["split", "recipe", "of", *INTERVALS.values()]]
     for protocol, name in product(PROTOCOLS, RECIPES):
         mine = [line for line in lines if (line["protocol"], line["recipe"]) == (protocol, name)]
@@ -119,7 +124,9 @@ def tables(lines: list[dict[str, Any]]) -> tuple[str, str]:
             if row == "trees" and any(known[0] == split for known in rows):
                 continue  # they are the same beside every recipe
             cells = [mean_and_spread([line[target][row] for line in mine]) for target in TARGETS]
-            rows.append([split, "" if row == "trees" else name, title, *cells, str(len(mine))])
+            shared = {"trees": 0, "single": RECIPES[name].members, "ensemble": 1}[row]
+            spent = f"{np.mean([line['minutes'] for line in mine]) / shared:.0f}" if shared else ""
+            rows.append([split, "" if row == "trees" else name, title, *cells, str(len(mine)), spent])
         for target, title in TARGETS.items():
             cells = [mean_and_spread([line[target][key] for line in mine], 3) for key in INTERVALS]
             widths.append([split, name, title, *cells])

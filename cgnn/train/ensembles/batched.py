@@ -6,10 +6,9 @@ member learns is what it would learn alone, but for rounding.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import orjson
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
 
 from cgnn.config import Config
@@ -26,11 +25,11 @@ from cgnn.data.dataset import by_edges
 from cgnn.errors import ConfigError, NumericsError, Stopped, choose
 from cgnn.files import write_bytes
 from cgnn.model import CrystalGNN
-from cgnn.model.conv import BatchNorm
 from cgnn.train.checkpoint import MODEL_FILE, save_model
 from cgnn.train.engine import Stop, deferred_signals, engine, reproducible, seed
 from cgnn.train.ensembles.member import Member
 from cgnn.train.ensembles.side_by_side import Group, one_by_one
+from cgnn.train.ensembles.stacked import Stacked
 from cgnn.train.loop import SCHEDULES, Average, Indices, model_info, order, validation_row
 from cgnn.train.metrics import Baseline
 from cgnn.train.state import Progress, State, data_key
@@ -92,68 +91,6 @@ def _of_one_form(group: Group) -> list[Group]:
         replace(group, config=configs[form], members=tuple(alike), shared=f"{group.shared}form-{number}")
         for number, (form, alike) in enumerate(members.items())
     ]
-
-
-class Stacked:
-    """Networks of one form as one: every parameter has the members as its first dimension.
-
-    Buffers that training moves (of batch normalisations) have it as well; tables and scaling are shared.
-
-    Args:
-        members: The networks.
-    """
-
-    def __init__(self, members: list[CrystalGNN]) -> None:
-        self.size = len(members)
-        self.template = copy.deepcopy(members[0])
-        self.template.may_fuse = False
-        self.module = copy.deepcopy(members[0])
-        moving = [f"{name}.{key}" for name, norm in _norms(members[0]) for key, _ in norm.named_buffers()]
-        self.names = {*moving, *(name for name, _ in members[0].named_parameters())}
-        states = [member.state_dict(keep_vars=True) for member in members]
-        for name in self.names:
-            whole = torch.stack([state[name].detach() for state in states])
-            owner, key = _owner(self.module, name)
-            if isinstance(getattr(owner, key), nn.Parameter):
-                setattr(owner, key, nn.Parameter(whole))
-            else:
-                setattr(owner, key, whole)
-
-    def matrices(self) -> set[str]:
-        """Return the names of parameters that are matrices in one network."""
-        return {name for name, parameter in self.template.named_parameters() if parameter.ndim > 1}
-
-    def over(self, function: Callable[..., Any], module: nn.Module, *given: Tensor | None) -> Any:
-        """Call a function of one network's tensors for all of them, with tensors (M, ...) of their own beside.
-
-        A dropout mask is the same for all members, as it is for each of them alone.
-        """
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        places = {name: 0 if name in self.names else None for name in tensors}
-        in_dims = (places, *(None if tensor is None else 0 for tensor in given))
-        return vmap(function, in_dims=in_dims, randomness="same")(tensors, *given)
-
-    def outputs(self, module: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Return the raw outputs (M, n, outputs) of all members by target name."""
-        found: dict[str, Tensor] = self.over(lambda t: functional_call(self.template, t, (batch,)), module)
-        return found
-
-    def member(self, module: nn.Module, number: int) -> CrystalGNN:
-        """Return one of the networks."""
-        alone = copy.deepcopy(self.template)
-        alone.may_fuse = True
-        state = {name: t[number] if name in self.names else t for name, t in module.state_dict().items()}
-        alone.load_state_dict(state)
-        return alone
-
-
-def _norms(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, BatchNorm)]
-
-
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    place, _, key = name.rpartition(".")
-    return model.get_submodule(place), key
 
 
 @dataclass
