@@ -22,7 +22,7 @@ from cgnn.errors import NumericsError, Stopped, choose
 from cgnn.model import CrystalGNN
 from cgnn.model.network import raw_outputs
 from cgnn.train.checkpoint import MODEL_FILE, ModelInfo, load_model, save_model
-from cgnn.train.engine import Stop, deferred_signals, engine, reproducible, seed, tensorboard
+from cgnn.train.engine import Stop, deferred_signals, engine, kept_memory, reproducible, seed, tensorboard
 from cgnn.train.grow import check, grow
 from cgnn.train.method import Indices, Method, Step
 from cgnn.train.metrics import Baseline, evaluate
@@ -91,7 +91,7 @@ def fit(
         CheckpointError: ``last/`` belongs to other settings or data.
         Stopped: SIGINT or SIGTERM arrived; the state was saved.
     """
-    with reproducible(config.train), deferred_signals() as stop:
+    with reproducible(config.train), kept_memory(), deferred_signals() as stop:
         session = _Session(config, dataset, parts, Path(folder), stop, method or Method())
         if resume:
             session.progress = session.state.restore(session.folder)

@@ -26,7 +26,7 @@ from cgnn.errors import ConfigError, NumericsError, Stopped, choose
 from cgnn.files import write_bytes
 from cgnn.model import CrystalGNN
 from cgnn.train.checkpoint import MODEL_FILE, save_model
-from cgnn.train.engine import Stop, deferred_signals, engine, reproducible, seed
+from cgnn.train.engine import Stop, deferred_signals, engine, kept_memory, reproducible, seed
 from cgnn.train.ensembles.member import Member
 from cgnn.train.ensembles.side_by_side import Group, one_by_one
 from cgnn.train.ensembles.stacked import Stacked
@@ -70,7 +70,7 @@ def fit_batched(group: Group) -> None:
         if not can_batch(alike.config):
             one_by_one(alike)
             continue
-        with reproducible(group.config.train), deferred_signals() as stop:
+        with reproducible(group.config.train), kept_memory(), deferred_signals() as stop:
             session = _Session(alike, stop)
             session.progress = session.state.restore(session.folder)  # type: ignore[assignment]
             session.run()
