@@ -89,7 +89,7 @@ def kept_memory() -> Iterator[None]:
     """Let the process keep the memory that is freed, for the time of a fit.
 
     glibc gives large blocks back to the system as soon as they are freed, and every step would get them anew, page by
-    page, which with ``edge_updates`` can be a third of its time. At the end what is free goes back, and from then on
+    page, which large features of edges (``edge_updates``) make slow. At the end what is free goes back, and from then on
     new blocks go back from the sizes at which glibc itself stops adapting (32 MiB, and 64 MiB at the end of the heap).
     Other C libraries are left alone. Memory at its peak is the same.
     """
