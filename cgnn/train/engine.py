@@ -89,9 +89,9 @@ def kept_memory() -> Iterator[None]:
     """Let the process keep the memory that is freed, for the time of a fit.
 
     glibc gives large blocks back to the system as soon as they are freed, and every step would get them anew, page by
-    page, which large features of edges (``edge_updates``) make slow. At the end what is free goes back, and from then on
-    new blocks go back from the sizes at which glibc itself stops adapting (32 MiB, and 64 MiB at the end of the heap).
-    Other C libraries are left alone. Memory at its peak is the same.
+    page; large features of edges (``edge_updates``) make that slow. At the end what is free goes back, and from then
+    on new blocks go back from the sizes at which glibc itself stops adapting (32 MiB, and 64 MiB at the end of the
+    heap). Other C libraries are left alone. Memory at its peak is the same.
     """
     library = ctypes.CDLL(None) if os.name == "posix" else None
     if library is None or not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
