@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgnn.cli.endings import BAD_REQUEST, DONE, FAILED, crystals_text, finish, finish_listed, say_flags
+from cgnn.cli.endings import BAD_REQUEST, DONE, FAILED, finish, finish_listed, say_flags
 from cgnn.cli.options import (
     By,
     ConfigPath,
@@ -34,6 +34,7 @@ from cgnn.cli.voice import (
     LogFile,
     counted,
     counting,
+    crystals_text,
     epoch_line,
     own_signals,
     own_warnings,

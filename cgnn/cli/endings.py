@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cgnn.cli.voice import say
+from cgnn.cli.voice import crystals_text, say
 
 if TYPE_CHECKING:
     from cgnn.data.items import SetAside
@@ -53,8 +53,3 @@ def finish(used: int, set_aside: Sequence[SetAside], path: Path, strict: bool = 
         f"(all listed in {path})"
     )
     raise typer.Exit(BAD_REQUEST if strict else SOME_SET_ASIDE)
-
-
-def crystals_text(count: int) -> str:
-    """Return a number of crystals in words."""
-    return f"{count:,} crystal{'' if count == 1 else 's'}"

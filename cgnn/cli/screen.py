@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cgnn.cli.commands import app
-from cgnn.cli.endings import BAD_REQUEST, SOME_SET_ASIDE, crystals_text
+from cgnn.cli.endings import BAD_REQUEST, SOME_SET_ASIDE
 from cgnn.cli.options import (
     Device,
     EngineName,
@@ -21,7 +21,7 @@ from cgnn.cli.options import (
     Workers,
     read_crystals,
 )
-from cgnn.cli.voice import counting, say, show
+from cgnn.cli.voice import counting, crystals_text, say, show
 from cgnn.errors import ConfigError
 
 if TYPE_CHECKING:

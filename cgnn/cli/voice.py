@@ -115,6 +115,11 @@ def counting() -> Iterator[Callable[[int], object]]:
     yield _Lines().add
 
 
+def crystals_text(count: int) -> str:
+    """Return a number of crystals in words."""
+    return f"{count:,} crystal{'' if count == 1 else 's'}"
+
+
 class _Lines:
     """Says now and then how many crystals are done."""
 
@@ -127,7 +132,9 @@ class _Lines:
         now = time.monotonic()
         if now - self._said >= EVERY:
             self._said = now
-            say(f"{self._count:,} crystals, {self._count / (now - self._started):,.0f} per second")
+            rate = self._count / (now - self._started)
+            pace = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+            say(f"{crystals_text(self._count)}, {pace} per second")
 
 
 class Epochs:

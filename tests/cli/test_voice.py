@@ -64,7 +64,7 @@ def test_crystals_are_counted_in_lines_elsewhere(
     clock = iter(np.arange(0.0, 100.0, voice.EVERY / 2))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     assert list(voice.counted("abcd")) == ["a", "b", "c", "d"]
-    assert capsys.readouterr().err == "2 crystals, 0 per second\n4 crystals, 0 per second\n"
+    assert capsys.readouterr().err == "2 crystals, 0.067 per second\n4 crystals, 0.067 per second\n"
 
 
 def test_the_log_waits_for_its_run(tmp_path: Path) -> None:
