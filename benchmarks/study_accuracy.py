@@ -48,6 +48,9 @@ RECIPES = {
     "six and four layers, trees": Recipe(
         (f"ensemble.models=[{{}}, {FOUR}, {{}}, {FOUR}, {{}}, {TREES}]",), 6, "six and four layers"
     ),
+    "six and four layers, hints": Recipe(
+        ("transfer.init_from=formation_energy", "transfer.take=[]", "transfer.hints=true"), 3
+    ),
     "six layers": Recipe(("ensemble=null",)),
     "four layers": Recipe(("ensemble=null", "model.depth=4", "model.remedy=none")),
     "fast": Recipe(config="configs/elasticity-fast.yaml"),
