@@ -7,7 +7,7 @@ python benchmarks/study_accuracy.py --table                       # the tables o
 A tenth of the moduli chooses the epochs and calibrates, another tenth is the test part, both drawn by the seed. Each
 line of ``benchmarks/studies/accuracy.jsonl`` is one recipe, protocol and seed; fits are kept in ``runs/accuracy`` and
 go on after an interruption. By hand: ``cgnn train configs/elasticity.yaml -o data.path=FILE
--o data.split.method=PROTOCOL -o data.split.test=0.1 -o data.split.seed=S --seed S --members 5``, with the changes of
+-o data.split.method=PROTOCOL -o data.split.test=0.1 -o data.split.seed=S --seed S --members 6``, with the changes of
 `RECIPES`.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections import Counter
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tabular
 from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread, record
+
+from cgnn.config import Config, load
 
 NAME, DOCUMENT = "accuracy", "docs/accuracy.md"
 FILE = "elasticity.json.gz"
@@ -32,10 +35,11 @@ TREES = (
     "{head: trees, depth: 0, remedy: none, edge_updates: false, spread: false, "
     "descriptors: [element_statistics, volume, environments, arrangements, stoichiometry]}"
 )
+HINTS = ("transfer.init_from=formation_energy", "transfer.take=[]", "transfer.hints=true")
 
 
 class Recipe(NamedTuple):
-    """A configuration and what is changed of it; a recipe may go on from the members of another one."""
+    """A configuration and what is changed of it; a recipe may take members of the same form from another one."""
 
     changes: tuple[str, ...] = ()
     members: int = 5
@@ -44,13 +48,13 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "six and four layers": Recipe(),
+    "six and four layers, kernels": Recipe(members=6, after="six and four layers"),
+    "six and four layers, hints, kernels": Recipe(HINTS, 6, "six and four layers, hints"),
+    "six and four layers": Recipe((f"ensemble.models=[{{}}, {FOUR}]",)),
     "six and four layers, trees": Recipe(
         (f"ensemble.models=[{{}}, {FOUR}, {{}}, {FOUR}, {{}}, {TREES}]",), 6, "six and four layers"
     ),
-    "six and four layers, hints": Recipe(
-        ("transfer.init_from=formation_energy", "transfer.take=[]", "transfer.hints=true"), 3
-    ),
+    "six and four layers, hints": Recipe((f"ensemble.models=[{{}}, {FOUR}]", *HINTS)),
     "six layers": Recipe(("ensemble=null",)),
     "four layers": Recipe(("ensemble=null", "model.depth=4", "model.remedy=none")),
     "fast": Recipe(config="configs/elasticity-fast.yaml"),
@@ -63,7 +67,6 @@ INTERVALS = {"coverage_90": "90 % coverage", "width_90_log10": "width", "baselin
 
 def run(name: str, protocol: str, seed: int) -> dict[str, Any]:
     """Train an ensemble of a recipe under a protocol, or go on with it, and return its line."""
-    from cgnn.config import load
     from cgnn.data.dataset import CrystalDataset
     from cgnn.data.prepare import prepare
     from cgnn.train import train_ensemble
@@ -75,16 +78,15 @@ def run(name: str, protocol: str, seed: int) -> dict[str, Any]:
     settings = [f"data.split.method={protocol}", "data.split.test=0.1", f"data.split.seed={seed}", f"train.seed={seed}"]
     common = [f"data.path={DATA / FILE}", "train.threads=1", "train.device=cpu"]
     config = load(ROOT / recipe.config, [*common, *settings, *recipe.changes])
-    others = place(recipe.after, protocol, seed) / "members"
-    if recipe.after and others.exists() and not folder.exists():
-        shutil.copytree(others, folder / "members")
+    if recipe.after and not folder.exists():
+        take_members(config, recipe, place(recipe.after, protocol, seed), folder)
     result = train_ensemble(config, folder, Ensemble(recipe.members, side_by_side="serial"), folder.exists())
     members = load_model(result.model_file).members
     dataset = CrystalDataset(prepare(config.data, config.graph), config.targets)
     train, test = (dataset.indices(getattr(result.split, part)) for part in ("train", "test"))
     guessed = tabular.predict(tabular.crystal_features(dataset), dataset, train, test, seed=seed)
     together = combined_part(members, dataset, test)
-    each = [combined_part([member], dataset, test) for member in members if not member.has_trees]
+    each = [combined_part([member], dataset, test) for member in members if not member.config.is_fitted_at_once]
     line: dict[str, Any] = {"recipe": name, "protocol": protocol, "seed": seed, "minutes": round(minutes(folder), 1)}
     for target in config.targets:
         truth = target.to_learned(dataset.label(target, test))
@@ -101,6 +103,15 @@ def run(name: str, protocol: str, seed: int) -> dict[str, Any]:
 def place(name: str, protocol: str, seed: int) -> Path:
     """Return where a fit is kept, and goes on after an interruption."""
     return RUNS / f"{name.replace(', ', '-').replace(' ', '-')}-{protocol}-{seed}"
+
+
+def take_members(config: Config, recipe: Recipe, others: Path, folder: Path) -> None:
+    """Copy the members of another recipe's fit, as far as it exists, that have the form of ours."""
+    theirs = load(ROOT / RECIPES[recipe.after].config, RECIPES[recipe.after].changes)
+    for number in map(str, range(recipe.members)):
+        is_same = config.of_member(int(number)).model == theirs.of_member(int(number)).model
+        if is_same and (others / "members" / number).exists():
+            shutil.copytree(others / "members" / number, folder / "members" / number)
 
 
 def minutes(folder: Path) -> float:
@@ -140,7 +151,10 @@ def titles(recipe: Recipe) -> dict[str, str]:
     """Return what the rows of a recipe are called."""
     trees = {"trees": "trees over composition and volume (`benchmarks/tabular.py`)"}
     if recipe.after:
-        return trees | {"ensemble": f"the same {recipe.members - 1} and a member of boosted trees (`head: trees`)"}
+        config = load(ROOT / recipe.config, recipe.changes)
+        forms = [config.of_member(member).model.head for member in range(recipe.members)]
+        named = {"layers": "networks", "trees": "of boosted trees", "kernel_ridge": "of kernel ridge regression"}
+        return trees | {"ensemble": " and ".join(f"{n} {named[head]}" for head, n in Counter(forms).items())}
     single = f"one network, mean of the {recipe.members} members' errors"
     return trees | {"single": single, "ensemble": f"{recipe.members} networks"}
 

@@ -142,9 +142,19 @@ class ModelConfig(Strict):
     """``head: trees``: their number."""
     leaves: int = Field(default=48, ge=2, le=1024)
     """``head: trees``: leaves of a tree at most."""
+    length: float = Field(default=1.5, gt=0)
+    """``head: kernel_ridge``: length of the kernel as a multiple of the median distance of two crystals."""
+    ridge: float = Field(default=0.001, gt=0)
+    """``head: kernel_ridge``: what is added to the diagonal of the kernel matrix, whose elements are 1 there."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the features that are left out: by layers others in each step, by a kernel once, drawn by the seed."""
     hints: HintsConfig | None = None
     """Set by ``transfer.hints``, never by hand."""
+
+    @property
+    def is_fitted_at_once(self) -> bool:
+        """Whether the heads are trees or a kernel over features beside each other, not layers trained in steps."""
+        return self.head != "layers"
 
 
 class HintsConfig(Strict):
@@ -306,8 +316,6 @@ class Config(Strict):
                 raise ValueError(f"the target name {taken[0]!r} is taken by a column of {target.name!r} in tables")
         if self.model.hints is not None and not (self.transfer and self.transfer.hints):
             raise ValueError("model.hints is set by transfer.hints: true, never by hand")
-        if self.transfer and self.transfer.hints and self.model.head == "trees":
-            raise ValueError("transfer.hints: not with model.head trees, which learn no weights for them")
         for number, changes in enumerate(self.ensemble.models if self.ensemble else ()):
             if "hints" in changes:
                 raise ValueError(f"ensemble.models.{number}: hints are set by transfer.hints: true, never by hand")
@@ -333,8 +341,8 @@ class Config(Strict):
 
     @property
     def epochs(self) -> int:
-        """How often the training part is gone through at most: once where trees are grown."""
-        return 1 if self.model.head == "trees" else self.train.epochs
+        """How often the training part is gone through at most: once where heads are fitted at once."""
+        return 1 if self.model.is_fitted_at_once else self.train.epochs
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:

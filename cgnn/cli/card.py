@@ -65,11 +65,7 @@ def _made(predictor: Predictor) -> str:
     model, graph, settings, split = info.config.model, info.config.graph, info.config.train, info.config.data.split
     count = len(predictor.members)
     members = f"{count} networks, by {info.summary.get('by', '?')}, whose mean predicts" if count > 1 else "one network"
-    how = (
-        "trees, grown at once"
-        if model.head == "trees"
-        else f"{settings.epochs} epochs, batches of {settings.batch_size}"
-    )
+    how = "fitted at once" if model.is_fitted_at_once else f"{settings.epochs} epochs, batches of {settings.batch_size}"
     lines = [
         "Crystals: " + ", ".join(f"{key} {value}" for key, value in info.source.items()),
         f"Split: {split.method}, seed {split.seed}; {info.summary.get('train', '?')} crystals to learn "

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Element
 
+from cgnn.config import ModelConfig
 from cgnn.data.records import SetAside
 from cgnn.data.tables import TableWriter, write_set_aside
 from cgnn.errors import MissingPackageError
@@ -74,13 +75,21 @@ def architecture(predictor: Predictor) -> str:
 
 def _size(network: CrystalGNN) -> str:
     model = network.config
-    if model.head == "trees":
-        features = f" and the features of a network of width {model.width}, depth {model.depth}" if model.depth else ""
-        return f"{model.trees} trees of up to {model.leaves} leaves over {', '.join(model.descriptors)}{features}"
-    weights = sum(parameter.numel() for parameter in network.parameters())
     names = model.hints.names if model.hints else []
+    if model.is_fitted_at_once:
+        seen = [", ".join(model.descriptors)] if model.descriptors else []
+        seen += [f"the features of a network of width {model.width}, depth {model.depth}"] if model.depth else []
+        seen += [f"those of the network of {', '.join(names)} inside it"] if names else []
+        return f"{_fitted(model)} over {' and '.join(seen)}"
+    weights = sum(parameter.numel() for parameter in network.parameters())
     hints = f"; inside it, unchanged, the network that it started from gives hints: {', '.join(names)}"
     return f"width {model.width}, depth {model.depth}, {weights:,} weights{hints if names else ''}"
+
+
+def _fitted(model: ModelConfig) -> str:
+    if model.head == "trees":
+        return f"{model.trees} trees of up to {model.leaves} leaves"
+    return f"kernel ridge regression (length {model.length:g}, ridge {model.ridge:g})"
 
 
 def describe(predictor: Predictor) -> str:

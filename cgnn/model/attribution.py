@@ -97,10 +97,10 @@ def attribute(
         points: Places on the path.
 
     Raises:
-        ConfigError: The heads are trees, which have no slope.
+        ConfigError: The heads are trees or kernels over descriptors of whole crystals.
     """
-    if any(member.has_trees for member in members):
-        raise ConfigError("the model's heads are boosted trees (model.head), which have no gradients to attribute by")
+    if any(member.config.is_fitted_at_once for member in members):
+        raise ConfigError("heads are trees or kernels over descriptors (model.head), in which atoms have no shares")
     rule = choose(WAYS, way, "way of attribution")(points)
     twins = [copy.deepcopy(member).cpu().double().eval() for member in members]  # in double precision nothing is fused
     asked = next(each for each in twins[0].targets if each.name == target)

@@ -14,6 +14,8 @@ from torch.nn import functional
 from cgnn.config import ModelConfig
 from cgnn.errors import ConfigError, choose
 from cgnn.model.conv import ACTIVATIONS
+from cgnn.model.descriptors import DESCRIPTORS
+from cgnn.model.kernel_ridge import KernelRidge
 from cgnn.model.trees import BoostedTrees
 from cgnn.targets import TRANSFORMS, Target
 
@@ -42,8 +44,31 @@ def _trees(config: ModelConfig, outputs: int) -> nn.Module:
     return BoostedTrees(config.trees, config.leaves)
 
 
-NETS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {"layers": _layers, "trees": _trees}
-"""From features to raw outputs: layers that are trained, or boosted trees over pooled features and descriptors."""
+def _kernel_ridge(config: ModelConfig, outputs: int) -> nn.Module:
+    if outputs > 1:
+        raise ConfigError("model.head kernel_ridge: not for targets of several classes")
+    return KernelRidge(_parts(config))
+
+
+NETS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
+    "layers": _layers,
+    "trees": _trees,
+    "kernel_ridge": _kernel_ridge,
+}
+"""From features to raw outputs: layers that are trained, or what is fitted at once over pooled features and
+descriptors beside each other, boosted trees or kernel ridge regression."""
+
+
+def crystal_width(config: ModelConfig) -> int:
+    """Return the number of features of a crystal that the heads of a network see."""
+    return sum(_parts(config)) if config.is_fitted_at_once else config.width
+
+
+def _parts(config: ModelConfig) -> list[int]:
+    """Return how many features the heads that are fitted at once see of each kind, one after another."""
+    pooled = [config.width] if config.depth else []
+    hints = [crystal_width(config.hints.model)] if config.hints else []
+    return [*pooled, *hints, *(DESCRIPTORS[name]().outputs for name in config.descriptors)]
 
 
 class Head(nn.Module):

@@ -53,11 +53,12 @@ class Combined:
 def features_of(members: Sequence[CrystalGNN], batch: Any) -> list[tuple[Tensor, Tensor]]:
     """Return the features of atoms and of crystals that the heads of each member see.
 
-    Where all members are trees over the same descriptors alone they see the same, which is made once.
+    Where all members see the same descriptors alone, as trees may, these are made once.
     """
-    first = members[0]
-    if first.has_trees and not first.config.depth and all(member.config == first.config for member in members):
-        return [first.features(batch)] * len(members)
+    first = members[0].config
+    has_own = not first.is_fitted_at_once or first.depth or first.hints
+    if not has_own and all(member.config == first for member in members):
+        return [members[0].features(batch)] * len(members)
     return [member.features(batch) for member in members]
 
 

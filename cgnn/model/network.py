@@ -106,8 +106,7 @@ class CrystalGNN(nn.Module):
             EdgeUpdate(config.width, edge_width, config.activation) for _ in range(updates)
         )
         self.pool = choose(POOLINGS, config.pooling, "pooling")(config.width)
-        self.has_trees = config.head == "trees"
-        width = None if self.has_trees else config.width
+        width = None if config.is_fitted_at_once else config.width
         self.descriptors = CrystalDescriptors(config.descriptors, width, config.dropout) if config.descriptors else None
         self.heads = nn.ModuleDict(
             # keyed by field: a module can't hold one called "type" or "values"
@@ -115,7 +114,7 @@ class CrystalGNN(nn.Module):
         )
         # last, so that the others' first weights do not depend on them
         self.remedy = build_remedy(config)
-        self.hints = Hints(config.hints, config.width) if config.hints else None
+        self.hints = Hints(config.hints, width) if config.hints else None
 
     def atom_features(self, graph: Any) -> Tensor:
         """Return the features of atoms after the last convolution (N, F)."""
@@ -190,14 +189,10 @@ class CrystalGNN(nn.Module):
     def crystal_features(self, h: Tensor, graph: Any) -> Tensor:
         """Return the features of crystals (B, F) that their heads see, of atom features (N, F)."""
         pooled = self.pool(h, graph.batch, graph.num_graphs)
-        if self.hints is not None:
-            pooled = pooled + self.hints(graph)
-        if self.descriptors is None:
-            return pooled
-        beside = self.descriptors(graph).to(pooled.dtype)
-        if not self.has_trees:
-            return pooled + beside
-        return torch.cat([pooled, beside], dim=1) if len(self.convs) else beside
+        others = [part(graph).to(pooled.dtype) for part in (self.hints, self.descriptors) if part is not None]
+        if not self.config.is_fitted_at_once:
+            return sum(others, pooled)
+        return torch.cat([pooled, *others] if len(self.convs) else others, dim=1)
 
     def folded(self) -> CrystalGNN:
         """Return a copy for prediction with the pair normalisations taken into the weights: less work, same numbers."""
@@ -261,19 +256,23 @@ class Hints(nn.Module):
     .. math:: c' = c + W o(x)
 
     with the pooled features c (B, F), the raw outputs o (B, P) for the network's crystal-level targets, and W (F, P).
-    The network never changes, neither its weights nor, in training, its running statistics.
+    The network never changes, neither its weights nor, in training, its running statistics. What is fitted at once
+    learns no matrix, and sees the features of the crystals that the network's heads see.
 
     Args:
         config: Settings of the network and its targets.
-        width: Features per crystal F.
+        width: Features per crystal F; None for those of the network.
     """
 
-    def __init__(self, config: HintsConfig, width: int) -> None:
+    def __init__(self, config: HintsConfig, width: int | None) -> None:
         super().__init__()
         self.network = CrystalGNN(config.model, config.targets).requires_grad_(False).eval()
         self.names = config.names
-        self.linear = nn.Linear(sum(self.network.head(name).outputs for name in self.names), width, bias=False)
-        nn.init.zeros_(self.linear.weight)
+        self.linear: nn.Linear | None = None
+        if width is not None:
+            said = sum(self.network.head(name).outputs for name in self.names)
+            self.linear = nn.Linear(said, width, bias=False)
+            nn.init.zeros_(self.linear.weight)
 
     def train(self, mode: bool = True) -> Hints:
         """Change the mode of the matrix alone."""
@@ -282,7 +281,9 @@ class Hints(nn.Module):
         return self
 
     def forward(self, graph: Any) -> Tensor:
-        """Return what is added to the features of the crystals of a batch (B, F)."""
+        """Return what is added to the features of the crystals of a batch, or stands beside them (B, F)."""
+        if self.linear is None:
+            return self.network.features(graph)[1]
         raw = self.network(graph)
         said = [raw[name][:, : self.network.head(name).outputs] for name in self.names]
         return self.linear(torch.cat(said, dim=1).to(self.linear.weight.dtype))
@@ -293,10 +294,3 @@ def raw_outputs(model: CrystalGNN, batches: Iterable[Any]) -> dict[str, Tensor]:
     """Return the raw outputs of several batches, one after another, by target name."""
     parts = [model(batch) for batch in batches]
     return {target.name: torch.cat([part[target.name] for part in parts]) for target in model.targets}
-
-
-def crystal_width(config: ModelConfig) -> int:
-    """Return the number of features of a crystal that the heads of a network see."""
-    if config.head != "trees" or not config.descriptors:
-        return config.width
-    return CrystalDescriptors(config.descriptors, None).outputs + (config.width if config.depth else 0)

@@ -16,7 +16,7 @@ from cgnn.data.items import Block, Finished, SetAside
 from cgnn.data.packed import join
 from cgnn.data.records import blocks, from_structures
 from cgnn.errors import DataError, MissingPackageError, choose
-from cgnn.model.network import crystal_width
+from cgnn.model.heads import crystal_width
 from cgnn.predict.forward import Building, Graphs, Network
 from cgnn.predict.predictions import joined_columns
 from cgnn.predict.predictor import Predictor

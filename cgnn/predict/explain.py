@@ -84,6 +84,9 @@ def explain(
 ) -> list[Explanation]:
     """Return what the predictions of a crystal rest on, target by target.
 
+    Of an ensemble with members whose heads are fitted at once, trees or kernels over descriptors of whole crystals, it
+    is what the others predict that is explained.
+
     Args:
         predictor: The model.
         crystal: A `Crystal`, a pymatgen ``Structure`` or ASE ``Atoms``.
@@ -92,14 +95,15 @@ def explain(
 
     Raises:
         CrystalError: The crystal can't be used.
-        ConfigError: No such target or way.
+        ConfigError: No such target or way, or all heads are fitted at once.
     """
     targets = {each.name: each for each in predictor.info.config.targets}
     wanted = list(targets.values()) if target is None else [choose(targets, target, "target")]
     graph = predictor.builder(crystal)
     known = predictor.info.elements
+    networks = [member for member in predictor.members if not member.config.is_fitted_at_once]
     return [
-        Explanation(each, _unit(each), graph, *attribute(predictor.members, graph, known, each.name, way))
+        Explanation(each, _unit(each), graph, *attribute(networks or predictor.members, graph, known, each.name, way))
         for each in wanted
     ]
 

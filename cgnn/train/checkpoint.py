@@ -29,7 +29,7 @@ from cgnn.files import write_bytes
 from cgnn.graph.build import SCHEMA
 from cgnn.model import CrystalGNN
 from cgnn.model.embed import ELEMENT_TABLE_VERSION
-from cgnn.model.network import crystal_width
+from cgnn.model.heads import crystal_width
 from cgnn.train.trust.confidence import Confidence
 
 VERSION = 2

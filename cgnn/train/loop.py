@@ -21,9 +21,9 @@ from cgnn.data.mp import provenance
 from cgnn.errors import NumericsError, Stopped, choose
 from cgnn.model import CrystalGNN
 from cgnn.model.network import raw_outputs
+from cgnn.train.at_once import check, fit_at_once
 from cgnn.train.checkpoint import MODEL_FILE, ModelInfo, load_model, save_model
 from cgnn.train.engine import Stop, deferred_signals, engine, kept_memory, reproducible, seed, tensorboard
-from cgnn.train.grow import check, grow
 from cgnn.train.method import Indices, Method, Step
 from cgnn.train.metrics import Baseline, evaluate
 from cgnn.train.state import Progress, State, data_key
@@ -111,8 +111,8 @@ class _Session:
     ) -> None:
         self.config, self.dataset, self.parts, self.folder, self.stop = config, dataset, parts, folder, stop
         self.settings, self.method = config.train, method
-        self.is_grown = config.model.head == "trees"
-        if self.is_grown:
+        self.is_fitted_at_once = config.model.is_fitted_at_once
+        if self.is_fitted_at_once:
             check(config, method)
         self.fabric = engine(self.settings)
         dataset.to(self.fabric.device)
@@ -130,7 +130,9 @@ class _Session:
         network = torch.compile(self.model, dynamic=True) if self.settings.compile else self.model
         self.wrapped, self.optimizer = self.fabric.setup(network, self.optimizer)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.ema = AveragedModel(self.model, use_buffers=True) if self.settings.ema and not self.is_grown else None
+        self.ema = (
+            AveragedModel(self.model, use_buffers=True) if self.settings.ema and not self.is_fitted_at_once else None
+        )
         self.average = Average(self.ema, self.model, self.settings.ema) if self.ema is not None else None
         modules: dict[str, nn.Module] = {"model": self.model} | ({"ema": self.ema} if self.ema is not None else {})
         if extra is not None:
@@ -157,8 +159,8 @@ class _Session:
                 report(row)
 
     def _epoch(self) -> None:
-        if self.is_grown:
-            self._grow()
+        if self.is_fitted_at_once:
+            self._fit_at_once()
             return
         self.method.set_training(self.model)
         crystals = order(self.parts["train"], self.settings.seed, self.progress.epoch)
@@ -173,9 +175,9 @@ class _Session:
             if every and self.progress.step % every == 0 and self.progress.step < self.steps:
                 self.save()
 
-    def _grow(self) -> None:
+    def _fit_at_once(self) -> None:
         indices = self.parts["train"]
-        raw = grow(self.model, self.dataset, indices, self.method, self.config)
+        raw = fit_at_once(self.model, self.dataset, indices, self.method, self.config)
         labels = {target.name: self.dataset.label(target, indices) for target in self.config.targets}
         self.progress.loss_sum = float(self.model.score(raw, _LabelView(labels, raw), self.settings.loss))
         self.progress.loss_count = 1
@@ -235,7 +237,7 @@ class _Session:
             progress.best_score = row.get("val_score", math.inf)
             progress.best_epoch = progress.epoch
         progress.epoch, progress.step, progress.loss_sum, progress.loss_count = progress.epoch + 1, 0, 0.0, 0
-        progress.finished = self.is_grown or progress.epoch >= self.settings.epochs or self._out_of_patience()
+        progress.finished = self.is_fitted_at_once or progress.epoch >= self.settings.epochs or self._out_of_patience()
         is_due = progress.finished or self.settings.checkpoint_every or time.monotonic() - self.saved >= SAVE_EVERY
         # without a validation part every epoch is the best so far, and its network is due when the state is
         if improved and (is_due or "val_score" in row):

@@ -50,7 +50,7 @@ class Method:
     uses_labels: bool = True
     """Whether the network's own targets are learned; otherwise their labels may all be unknown."""
     needs_steps: bool = False
-    """Whether what it changes happens in steps (its loss, the crystals it draws), of which trees have none."""
+    """Whether what it changes happens in steps (its loss, the crystals it draws): heads fitted at once have none."""
 
     def begin(self, model: CrystalGNN) -> None:
         """Change a fresh network before the first step, its weights for example."""

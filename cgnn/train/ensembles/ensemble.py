@@ -18,12 +18,12 @@ from cgnn.data.engines.choice import processors
 from cgnn.data.prepare import Watch
 from cgnn.errors import CheckpointError, ConfigError, choose
 from cgnn.files import write_json
+from cgnn.train.at_once import check as check_at_once
 from cgnn.train.checkpoint import MODEL_FILE, ModelInfo, load_model, save_model
 from cgnn.train.ensembles.batched import can_batch, fit_batched
 from cgnn.train.ensembles.member import ENSEMBLES, Member
 from cgnn.train.ensembles.on_cluster import on_ray
 from cgnn.train.ensembles.side_by_side import Group, Report, in_processes, one_by_one
-from cgnn.train.grow import check as check_trees
 from cgnn.train.loop import in_history
 from cgnn.train.run import ENSEMBLE_FILE, Divided, Run, begin, check_folder, has_state, method_of, score
 from cgnn.train.trust.assess import assessed
@@ -163,8 +163,8 @@ def _members(config: Config, plan: Ensemble, crystals: Divided, folder: Path) ->
     ways = [method_of(config.of_member(m), folder / "members" / str(m), resume=True) for m in range(plan.members)]
     for m, way in enumerate(ways):
         form = config.of_member(m)
-        if form.model.head == "trees":
-            check_trees(form, way)  # now, not after the networks before it have been fitted
+        if form.model.is_fitted_at_once:
+            check_at_once(form, way)  # now, not after the networks before it have been fitted
     return tuple(Member(m, seed, draw(seed, m, training, number), way) for m, way in enumerate(ways))
 
 

@@ -34,7 +34,7 @@ SETTINGS: dict[str, set[str]] = {
     "embed": {"elements"},
     "pool": {"pooling"},
     "descriptors": {"descriptors"},
-    "heads": {"activation", "spread", "head", "head_width", "head_depth", "trees", "leaves"},
+    "heads": {"activation", "spread", "head", "head_width", "head_depth", "trees", "leaves", "length", "ridge"},
 }
 """Part -> settings of the model that its weights know beside their shapes."""
 
@@ -303,7 +303,7 @@ def _other_shape(here: nn.Module, there: nn.Module) -> str:
 @torch.no_grad()
 def _take(part: nn.Module, source: nn.Module) -> None:
     """Copy all tensors of a part; a head keeps its scaling and gets a last layer that gives the same values."""
-    if not isinstance(part, Regression) or not isinstance(part.net, nn.Sequential):  # trees are grown anew
+    if not isinstance(part, Regression) or not isinstance(part.net, nn.Sequential):  # trees and kernels are fitted anew
         part.load_state_dict(source.state_dict())
         return
     mean, std = part.mean.clone(), part.std.clone()

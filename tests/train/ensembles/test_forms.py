@@ -187,7 +187,7 @@ def test_trees_among_networks(settings, tmp_path, way, embedded_documents):
     config = build({**settings, "model": model, "ensemble": {"models": [{}, {}, {**TREES, "spread": False}]}})
     run = train_ensemble(config, tmp_path / "run", Ensemble(3, "seed", way))
     members = load_model(run.model_file).members
-    assert [member.has_trees for member in members] == [False, False, True]
+    assert [member.config.head for member in members] == ["layers", "layers", "trees"]
     path = tmp_path / "some.json"
     path.write_text(json.dumps(embedded_documents[:12]))
     alone = [Predictor.load(run.folder / "members" / str(member)).predict(str(path)) for member in range(3)]

@@ -1,25 +1,33 @@
-"""Heads of boosted trees: grown in one go, stored, and used as any network."""
+"""Heads that are fitted in one go, boosted trees and kernel ridge regression: stored and used as any network."""
 
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from ase.build import bulk
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Matern
 
-from cgnn.config import build
+from cgnn.cli.report import describe
+from cgnn.config import ModelConfig, build
 from cgnn.data.dataset import CrystalDataset
 from cgnn.data.prepare import prepare
 from cgnn.errors import CheckpointError, ConfigError, DataError
 from cgnn.model import CrystalGNN
 from cgnn.model.descriptors import Volume
+from cgnn.model.heads import crystal_width
 from cgnn.predict import Predictor
 from cgnn.predict.explain import explain
 from cgnn.train import train
 from cgnn.train.checkpoint import load_model
 from cgnn.train.ensembles.ensemble import Ensemble, train_ensemble
 from cgnn.train.pu import PURun, pu_fit
+from cgnn.train.trust.assess import combined_part, features_part
 from cgnn.train.ways.semi import mean_teacher
 
+KERNEL = {"head": "kernel_ridge", "depth": 0, "descriptors": ["element_statistics", "volume"]}
 TREES = {"head": "trees", "trees": 60, "leaves": 6, "depth": 0, "descriptors": ["element_statistics", "volume"]}
 
 
@@ -188,10 +196,125 @@ def test_equal_labels(small_settings, tmp_path, embedded_documents):
     path.write_text(json.dumps(same))
     run = train(settings({**small_settings, "targets": targets[:1]}, data={"path": str(path)}), tmp_path / "one")
     assert run.metrics["val"]["modulus"]["mae"] == pytest.approx(0, abs=1e-4)
-    with pytest.raises(DataError, match="'made': trees need labels of both classes"):
+    with pytest.raises(DataError, match=r"'made': model\.head trees needs labels of both classes"):
         train(settings({**small_settings, "targets": targets}, data={"path": str(path)}), tmp_path / "both")
 
 
 def test_explaining_them_is_refused(grown):
-    with pytest.raises(ConfigError, match="boosted trees"):
+    with pytest.raises(ConfigError, match="trees or kernels over descriptors"):
         explain(Predictor.load(grown.folder, "cpu"), bulk("Cu"), "bulk_modulus")
+
+
+def test_of_an_ensemble_the_networks_are_explained(more, tmp_path):
+    config = settings(more, model={**more["model"], "head": "layers"}, ensemble={"models": [KERNEL, {}]})
+    run = train_ensemble(config, tmp_path / "run", Ensemble(2, side_by_side="serial"))
+    found, alone = (
+        explain(Predictor.load(folder, "cpu"), bulk("Cu"), "bulk_modulus")[0]
+        for folder in (run.folder, run.folder / "members" / "1")
+    )
+    np.testing.assert_allclose(found.atoms.parts, alone.atoms.parts, rtol=1e-6)
+    assert np.abs(found.atoms.parts).min() > 0
+
+
+def crystals_of(run):
+    dataset = CrystalDataset(prepare(run.config.data, run.config.graph), run.config.targets)
+    return dataset, {name: dataset.indices(getattr(run.split, name)) for name in ("train", "val")}
+
+
+@pytest.fixture(scope="module")
+def solved(more, tmp_path_factory):
+    return train(settings(more, model=KERNEL, train={"loss": "mse"}), tmp_path_factory.mktemp("solved") / "run")
+
+
+def test_squared_errors_give_the_mean_of_a_gaussian_process(solved):
+    (model,), _ = load_model(solved.model_file)
+    dataset, parts = crystals_of(solved)
+    target = solved.config.targets[0]
+    net = model.head(target.name).net
+    process = GaussianProcessRegressor(Matern(float(net.length), nu=1.5), alpha=ModelConfig().ridge, optimizer=None)
+    x = {name: net._scaled(torch.from_numpy(features_part(model, dataset, part))) for name, part in parts.items()}
+    labels = target.to_learned(dataset.label(target, parts["train"]))
+    process.fit(x["train"].double(), (labels - labels.mean()) / labels.std())
+    expected = labels.mean() + labels.std() * process.predict(x["val"].double())
+    found = combined_part([model], dataset, parts["val"]).learned[target.name].value
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert solved.metrics["val"][target.name]["mae"] < 0.3 * solved.metrics["val"][target.name]["baseline_mae"]
+
+
+def test_absolute_errors_let_go_of_a_wrong_label(more, tmp_path, embedded_documents):
+    documents = json.loads(json.dumps(embedded_documents[::3]))
+    errors = {}
+    for number, document in enumerate(documents):
+        document["bulk_modulus"]["vrh"] *= 8.0 if number % 20 == 0 else 1.0
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps(documents))
+    true = {d["material_id"]: d["bulk_modulus"]["vrh"] for d in embedded_documents}
+    for loss in ("mse", "mae"):
+        run = train(settings(more, model=KERNEL, train={"loss": loss}, data={"path": str(path)}), tmp_path / loss)
+        found = Predictor.load(run.folder, "cpu").predict(str(path))
+        logs = [np.log10(k / true[i]) for i, k in zip(found.ids, found.columns["bulk_modulus"], strict=True)]
+        errors[loss] = np.abs(logs).mean()
+    assert errors["mae"] < 0.7 * errors["mse"]
+
+
+def test_what_is_dropped_is_drawn_by_the_member(more, tmp_path):
+    kernel = {**KERNEL, "dropout": 0.3}
+    run = train_ensemble(settings(more, model=kernel), tmp_path / "run", Ensemble(2, side_by_side="serial"))
+    nets = [member.head("bulk_modulus").net for member in load_model(run.model_file).members]
+    assert not torch.equal(nets[0].factor, nets[1].factor)
+    dropped = [float((net.factor[net.known.std(dim=0) == 0] == 0).sum()) / len(net.factor) for net in nets]
+    assert all(0.15 < share < 0.6 for share in dropped)
+    again = train_ensemble(settings(more, model=kernel), tmp_path / "again", Ensemble(2, side_by_side="serial"))
+    assert again.model_file.read_bytes() == run.model_file.read_bytes()
+
+
+def test_a_solved_one_is_stored_and_resumed(solved, more, tmp_path):
+    found = Predictor.load(solved.folder, "cpu").predict(more["data"]["path"])
+    written = pd.read_csv(solved.folder / "predictions.csv", index_col="material_id")["shear_modulus"]
+    predicted = pd.Series(found.columns["shear_modulus"], found.ids)
+    np.testing.assert_allclose(predicted[written.index], written, rtol=1e-5)
+    before = solved.model_file.read_bytes()
+    assert train(solved.config, solved.folder, resume=True).model_file.read_bytes() == before
+    assert "kernel ridge regression (length 1.5, ridge 0.001) over element_statistics, volume" in describe(
+        Predictor.load(solved.folder)
+    )
+
+
+def test_a_kernel_among_networks_by_bootstrap(more, tmp_path):
+    """It is a member as any, solved for the crystals that were drawn, each as often as it was."""
+    config = settings(more, model={**more["model"], "head": "layers"}, ensemble={"models": [{}, KERNEL]})
+    run = train_ensemble(config, tmp_path / "run", Ensemble(2, "bootstrap", "serial"))
+    counts = json.loads((run.folder / "members" / "1" / "bootstrap.json").read_text())
+    network, kernel = load_model(run.model_file).members
+    assert (network.config.head, kernel.config.head) == ("layers", "kernel_ridge")
+    assert len(kernel.head("bulk_modulus").net.known) == len(counts) < len(run.split.train)
+    alone = [Predictor.load(run.folder / "members" / name, "cpu").predict([bulk("Cu"), bulk("Al")]) for name in "01"]
+    mean = np.mean([np.log10(one.columns["bulk_modulus"]) for one in alone], axis=0)
+    together = Predictor.load(run.folder, "cpu").predict([bulk("Cu"), bulk("Al")])
+    np.testing.assert_allclose(np.log10(together.columns["bulk_modulus"]), mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [KERNEL, {**KERNEL, "descriptors": []}, TREES])
+def test_with_hints_they_see_what_the_heads_of_the_source_see(trained, more, tmp_path, model):
+    transfer = {"init_from": str(trained), "hints": True, "take": []}
+    run = train(settings(more, model=model, transfer=transfer), tmp_path / "run")
+    (ours,), (source,) = load_model(run.model_file).members, load_model(trained / "best" / "model.safetensors").members
+    dataset, parts = crystals_of(run)
+    seen = features_part(ours, dataset, parts["val"])
+    expected = features_part(source, dataset, parts["val"])
+    np.testing.assert_allclose(seen[:, : expected.shape[1]], expected, rtol=1e-5, atol=1e-6)
+    beside = ours.descriptors.outputs if ours.descriptors else 0
+    assert seen.shape[1] == expected.shape[1] + beside == crystal_width(ours.config)
+    assert "inside it" in describe(Predictor.load(run.folder))
+
+
+def test_what_a_kernel_cannot_do(pu_settings_small, more, tmp_path, monkeypatch):
+    values = pu_settings_small.model_dump(mode="json")
+    values["model"] |= KERNEL
+    with pytest.raises(ConfigError, match=r"model\.head kernel_ridge: not with targets of two classes"):
+        pu_fit(build(values), tmp_path / "bags", side_by_side="serial")
+    with pytest.raises(ConfigError, match=r"model\.head kernel_ridge: needs model\.descriptors"):
+        train(settings(more, model={**KERNEL, "descriptors": []}), tmp_path / "nothing")
+    monkeypatch.setattr("cgnn.train.at_once.MOST", 50)
+    with pytest.raises(DataError, match="kernel_ridge takes 50 crystals, not"):
+        train(settings(more, model=KERNEL), tmp_path / "many")
