@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from cgnn.model import CrystalGNN
 from cgnn.model.heads import Head, Regression
 from cgnn.model.kernel_ridge import KernelRidge
 from cgnn.model.trees import BoostedTrees
-from cgnn.targets import Target
 from cgnn.train.method import Indices, Method
 from cgnn.train.trust.assess import features_part
 
@@ -92,7 +92,7 @@ def fit_at_once(
         DataError: A target has no labels, or those of one class only.
     """
     features = features_part(model.eval(), dataset, indices).astype(np.float32)
-    # drawn after the method has begun, so members of an ensemble grow other trees
+    # drawn after the method has begun, so that members of an ensemble differ
     seed = int(torch.randint(2**31 - 1, (1,)))
     weights = method.weights(indices)
     with threadpool_limits(torch.get_num_threads()):
@@ -102,49 +102,65 @@ def fit_at_once(
             wanted = "labels of both classes" if target.task == "binary" else "a label at least"
             if len(np.unique(labels[known])) < (2 if target.task == "binary" else 1):
                 raise DataError(f"target {target.name!r}: model.head {config.model.head} needs {wanted}")
-            count = None if weights is None else weights[known]
-            WAYS[config.model.head](model, target, features[known], labels[known], count, config, seed)
-    return {target.name: _raw(model, target, features) for target in config.targets}
+            counts = None if weights is None else weights[known]
+            known_ones = _Labelled(model.head(target.name), features[known], labels[known], counts)
+            WAYS[config.model.head](known_ones, config, seed)
+    return {target.name: _raw(model.head(target.name), features) for target in config.targets}
 
 
-def _grow(
-    model: CrystalGNN,
-    target: Target,
-    features: NDArray[np.float32],
-    labels: NDArray[np.float64],
-    counts: NDArray[np.float64] | None,
-    config: Config,
-    seed: int,
-) -> None:
+@dataclass(frozen=True)
+class _Labelled:
+    """What a head is fitted to: features (n, F) and labels (n,) of crystals, and how much each counts (n,)."""
+
+    head: Head
+    features: NDArray[np.float32]
+    labels: NDArray[np.float64]
+    counts: NDArray[np.float64] | None
+
+    def scaled(self) -> NDArray[np.float64]:
+        """Return the labels as raw outputs are to be (n,)."""
+        assert isinstance(self.head, Regression)
+        return self.head.scaled(torch.from_numpy(self.labels).to(self.head.mean.device)).cpu().numpy()
+
+    def drawn(self, most: int, generator: np.random.Generator) -> _Labelled:
+        """Return a draw of so many crystals, or all if they are not more."""
+        if len(self.labels) <= most:
+            return self
+        name, number = self.head.target.name, len(self.labels)
+        warnings.warn(f"target {name!r}: kernel ridge regression takes {most:,} of {number:,} crystals", stacklevel=2)
+        some = np.sort(generator.permutation(number)[:most])
+        counts = None if self.counts is None else self.counts[some]
+        return _Labelled(self.head, self.features[some], self.labels[some], counts)
+
+    def check_says(self, expected: NDArray[np.float64]) -> None:
+        """Check that the head says of the first crystals what it was fitted to say (n,)."""
+        found = _raw(self.head, self.features[: len(expected)])[:, 0].cpu().numpy()
+        if np.abs(found - expected).max() > TOLERANCE * (1 + np.abs(expected).max()):
+            name = self.head.target.name
+            raise NumericsError(f"target {name!r}: the stored head does not say what scikit-learn's said")
+
+
+def _grow(known: _Labelled, config: Config, seed: int) -> None:
     """Grow the trees of one head, and check that it says what they say."""
     # slow to import, and networks of layers never need it
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-    head = model.head(target.name)
-    trees = head.net
+    trees = known.head.net
     assert isinstance(trees, BoostedTrees)
     common = {**SETTINGS, "max_iter": config.model.trees, "max_leaf_nodes": config.model.leaves, "random_state": seed}
-    if target.task == "binary":
-        grown = HistGradientBoostingClassifier(**common).fit(features, labels, counts)
-        expected = grown.decision_function(features[:CHECKED])
+    if known.head.target.task == "binary":
+        grown = HistGradientBoostingClassifier(**common).fit(known.features, known.labels, known.counts)
+        expected = grown.decision_function(known.features[:CHECKED])
     else:
         grown = HistGradientBoostingRegressor(loss=LOSSES[config.train.loss], **common)
-        grown.fit(features, _scaled(head, labels), counts)
-        expected = grown.predict(features[:CHECKED])
+        grown.fit(known.features, known.scaled(), known.counts)
+        expected = grown.predict(known.features[:CHECKED])
     # scikit-learn has no public way to its nodes; that these are understood is checked right below
     trees.grow(float(np.ravel(grown._baseline_prediction)[0]), [step[0].nodes for step in grown._predictors])
-    _check_same(model, target, features, expected)
+    known.check_says(expected)
 
 
-def _solve(
-    model: CrystalGNN,
-    target: Target,
-    features: NDArray[np.float32],
-    labels: NDArray[np.float64],
-    counts: NDArray[np.float64] | None,
-    config: Config,
-    seed: int,
-) -> None:
+def _solve(known: _Labelled, config: Config, seed: int) -> None:
     r"""Solve the kernel ridge regression of one head.
 
     .. math:: (K + \lambda W^{-1})\,a = y, \quad W_{nn} = c_n / \max(|r_n| / \tilde r, 0.3)
@@ -157,51 +173,29 @@ def _solve(
     """
     from sklearn.kernel_ridge import KernelRidge as Solver
 
-    head = model.head(target.name)
-    net = head.net
+    net = known.head.net
     assert isinstance(net, KernelRidge)
     generator = np.random.default_rng(seed)
-    seen = generator.random(features.shape[1]) >= config.model.dropout
-    counts = np.ones(len(labels)) if counts is None else counts
-    if len(features) > MOST:
-        warnings.warn(
-            f"target {target.name!r}: kernel ridge regression takes {MOST:,} of {len(features):,} crystals",
-            stacklevel=2,
-        )
-        drawn = np.sort(generator.permutation(len(features))[:MOST])
-        features, labels, counts = features[drawn], labels[drawn], counts[drawn]
-    net.learn_scale(features, config.model.length, seen)
-    kernel, y = net.kernel(net.known).cpu().numpy(), _scaled(head, labels)
+    seen = generator.random(known.features.shape[1]) >= config.model.dropout
+    known = known.drawn(MOST, generator)
+    net.learn_scale(known.features, config.model.length, seen)
+    kernel, y = net.kernel(net.known).cpu().numpy(), known.scaled()
+    counts = np.ones(len(y)) if known.counts is None else known.counts
     weights = counts
     for _ in range(ROUNDS if config.train.loss == "mae" else 1):
         solver = Solver(kernel="precomputed", alpha=config.model.ridge).fit(kernel, y, weights)
         error = np.abs(y - kernel @ solver.dual_coef_)
         weights = counts / np.maximum(error / max(float(np.median(error)), 1e-12), KNEE)
     net.solve(solver.dual_coef_)
-    _check_same(model, target, features, kernel[:CHECKED] @ solver.dual_coef_)
+    known.check_says(kernel[:CHECKED] @ solver.dual_coef_)
 
 
-WAYS: dict[str, Callable[..., None]] = {"trees": _grow, "kernel_ridge": _solve}
+WAYS: dict[str, Callable[[_Labelled, Config, int], None]] = {"trees": _grow, "kernel_ridge": _solve}
 """``model.head`` -> how it is fitted."""
 
 
-def _check_same(
-    model: CrystalGNN, target: Target, features: NDArray[np.float32], expected: NDArray[np.float64]
-) -> None:
-    """Check that a head says of the first crystals what it was fitted to say."""
-    found = _raw(model, target, features[:CHECKED])[:, 0].cpu().numpy()
-    if np.abs(found - expected).max() > TOLERANCE * (1 + np.abs(expected).max()):
-        raise NumericsError(f"target {target.name!r}: the stored head does not say what scikit-learn's said")
-
-
-def _scaled(head: Head, labels: NDArray[np.float64]) -> NDArray[np.float64]:
-    assert isinstance(head, Regression)
-    return head.scaled(torch.from_numpy(labels).to(head.mean.device)).cpu().numpy()
-
-
 @torch.no_grad()
-def _raw(model: CrystalGNN, target: Target, features: NDArray[np.float32]) -> Tensor:
-    head = model.head(target.name)
+def _raw(head: Head, features: NDArray[np.float32]) -> Tensor:
     device = next(head.buffers()).device
     parts = [head(torch.from_numpy(part).to(device)) for part in np.array_split(features, len(features) // AT_ONCE + 1)]
     return torch.cat(parts)
