@@ -57,7 +57,8 @@ RECIPES = {
     "six and four layers, hints": Recipe((f"ensemble.models=[{{}}, {FOUR}]", *HINTS)),
     "six layers": Recipe(("ensemble=null",)),
     "four layers": Recipe(("ensemble=null", "model.depth=4", "model.remedy=none")),
-    "fast": Recipe(config="configs/elasticity-fast.yaml"),
+    "fast, kernels": Recipe(members=3, after="fast", config="configs/elasticity-fast.yaml"),
+    "fast": Recipe(("ensemble=null",), config="configs/elasticity-fast.yaml"),
 }
 """The first is the recommended one."""
 PROTOCOLS = ("random", "chemical_system")
