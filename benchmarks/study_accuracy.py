@@ -57,6 +57,7 @@ RECIPES = {
     "six and four layers, hints": Recipe((f"ensemble.models=[{{}}, {FOUR}]", *HINTS)),
     "six layers": Recipe(("ensemble=null",)),
     "four layers": Recipe(("ensemble=null", "model.depth=4", "model.remedy=none")),
+    "kernel": Recipe(members=1, config="configs/elasticity-kernel.yaml"),
     "fast, kernels": Recipe(members=3, after="fast", config="configs/elasticity-fast.yaml"),
     "fast": Recipe(("ensemble=null",), config="configs/elasticity-fast.yaml"),
 }
@@ -93,9 +94,10 @@ def run(name: str, protocol: str, seed: int) -> dict[str, Any]:
         truth = target.to_learned(dataset.label(target, test))
         found = {
             "trees": _error(truth, target.to_learned(guessed[target.name])),
-            "single": float(np.mean([_error(truth, one.learned[target.name].value.numpy()) for one in each])),
             "ensemble": _error(truth, together.learned[target.name].value.numpy()),
         }
+        if each:
+            found["single"] = float(np.mean([_error(truth, one.learned[target.name].value.numpy()) for one in each]))
         scores = result.metrics["test"][target.name]
         line[target.name] = {k: round(v, 5) for k, v in found.items()} | {k: round(scores[k], 4) for k in INTERVALS}
     return line
@@ -151,9 +153,9 @@ def tables(lines: list[dict[str, Any]]) -> tuple[str, str]:
 def titles(recipe: Recipe) -> dict[str, str]:
     """Return what the rows of a recipe are called."""
     trees = {"trees": "trees over composition and volume (`benchmarks/tabular.py`)"}
-    if recipe.after:
-        config = load(ROOT / recipe.config, recipe.changes)
-        forms = [config.of_member(member).model.head for member in range(recipe.members)]
+    config = load(ROOT / recipe.config, recipe.changes)
+    forms = [config.of_member(member).model.head for member in range(recipe.members)]
+    if set(forms) != {"layers"}:
         named = {"layers": "networks", "trees": "of boosted trees", "kernel_ridge": "of kernel ridge regression"}
         return trees | {"ensemble": " and ".join(f"{n} {named[head]}" for head, n in Counter(forms).items())}
     single = f"one network, mean of the {recipe.members} members' errors"
