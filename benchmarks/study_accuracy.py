@@ -71,7 +71,7 @@ def run(name: str, protocol: str, seed: int) -> dict[str, Any]:
     """Train an ensemble of a recipe under a protocol, or go on with it, and return its line."""
     from cgnn.data.dataset import CrystalDataset
     from cgnn.data.prepare import prepare
-    from cgnn.train import train_ensemble
+    from cgnn.train import train, train_ensemble
     from cgnn.train.checkpoint import load_model
     from cgnn.train.ensembles.ensemble import Ensemble
     from cgnn.train.trust.assess import combined_part
@@ -82,7 +82,10 @@ def run(name: str, protocol: str, seed: int) -> dict[str, Any]:
     config = load(ROOT / recipe.config, [*common, *settings, *recipe.changes])
     if recipe.after and not folder.exists():
         take_members(config, recipe, place(recipe.after, protocol, seed), folder)
-    result = train_ensemble(config, folder, Ensemble(recipe.members, side_by_side="serial"), folder.exists())
+    if recipe.members == 1:
+        result = train(config, folder, resume=folder.exists())
+    else:
+        result = train_ensemble(config, folder, Ensemble(recipe.members, side_by_side="serial"), folder.exists())
     members = load_model(result.model_file).members
     dataset = CrystalDataset(prepare(config.data, config.graph), config.targets)
     train, test = (dataset.indices(getattr(result.split, part)) for part in ("train", "test"))
@@ -119,7 +122,7 @@ def take_members(config: Config, recipe: Recipe, others: Path, folder: Path) -> 
 
 def minutes(folder: Path) -> float:
     """Return how long the epochs of all members took, also where they were fitted in several goes."""
-    histories = [path.read_text().splitlines() for path in folder.glob("members/*/history.jsonl")]
+    histories = [path.read_text().splitlines() for path in folder.rglob("history.jsonl")]
     return sum(json.loads(row)["seconds"] for history in histories for row in history) / 60
 
 

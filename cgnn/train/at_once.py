@@ -51,7 +51,6 @@ def check(config: Config, method: Method) -> None:
     """
     model, train = config.model, config.train
     refused = {
-        "train.compile": train.compile,
         "train.devices": train.devices * train.nodes > 1,
         "model.spread": model.spread,
         "model.remedy": model.remedy != "none",

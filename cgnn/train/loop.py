@@ -127,7 +127,8 @@ class _Session:
         method.begin(self.model)
         extra = method.extra()
         self.optimizer = _optimizer(self.model, extra, self.settings, method)
-        network = torch.compile(self.model, dynamic=True) if self.settings.compile else self.model
+        is_compiled = self.settings.compile and not self.is_fitted_at_once
+        network = torch.compile(self.model, dynamic=True) if is_compiled else self.model
         self.wrapped, self.optimizer = self.fabric.setup(network, self.optimizer)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.ema = (

@@ -165,7 +165,6 @@ def pu_settings_small(small_settings, embedded_documents, tmp_path):
         ({"model": {**TREES, "descriptors": []}}, "needs model.descriptors"),
         ({"model": {**TREES, "head": "bushes"}}, "unknown head 'bushes'"),
         ({"train": {"loss": "huber"}}, "not with train.loss huber"),
-        ({"train": {"compile": True}}, "not with train.compile"),
     ],
 )
 def test_what_trees_cannot_do(small_settings, tmp_path, sections, message):
@@ -255,6 +254,13 @@ def test_absolute_errors_let_go_of_a_wrong_label(more, tmp_path, embedded_docume
         logs = [np.log10(k / true[i]) for i, k in zip(found.ids, found.columns["bulk_modulus"], strict=True)]
         errors[loss] = np.abs(logs).mean()
     assert errors["mae"] < 0.7 * errors["mse"]
+
+
+@pytest.mark.parametrize("changes", [{"compile": True}, {"precision": "64-true"}])
+def test_settings_of_steps_change_nothing(solved, more, tmp_path, changes):
+    run = train(settings(more, model=KERNEL, train={"loss": "mse", **changes}), tmp_path / "run")
+    found = run.metrics["val"]["bulk_modulus"]["mae"]
+    assert found == pytest.approx(solved.metrics["val"]["bulk_modulus"]["mae"], rel=1e-4)
 
 
 def test_what_is_dropped_is_drawn_by_the_member(more, tmp_path):
