@@ -145,8 +145,9 @@ def tables(lines: list[dict[str, Any]]) -> tuple[str, str]:
                 continue  # they are the same beside every recipe
             cells = [mean_and_spread([line[target][row] for line in mine]) for target in TARGETS]
             shared = {"trees": 0, "single": RECIPES[name].members, "ensemble": 1}[row]
-            spent = f"{np.mean([line['minutes'] for line in mine]) / shared:.0f}" if shared else ""
-            rows.append([split, "" if row == "trees" else name, title, *cells, str(len(mine)), spent])
+            spent = float(np.mean([line["minutes"] for line in mine])) / shared if shared else None
+            took = "" if spent is None else f"{spent:.0f}" if spent >= 1 else f"{spent:.1f}"
+            rows.append([split, "" if row == "trees" else name, title, *cells, str(len(mine)), took])
         for target, title in TARGETS.items():
             cells = [mean_and_spread([line[target][key] for line in mine], 3) for key in INTERVALS]
             widths.append([split, name, title, *cells])
@@ -158,6 +159,8 @@ def titles(recipe: Recipe) -> dict[str, str]:
     trees = {"trees": "trees over composition and volume (`benchmarks/tabular.py`)"}
     config = load(ROOT / recipe.config, recipe.changes)
     forms = [config.of_member(member).model.head for member in range(recipe.members)]
+    if forms == ["kernel_ridge"]:
+        return trees | {"ensemble": "kernel ridge regression, no network"}
     if set(forms) != {"layers"}:
         named = {"layers": "networks", "trees": "of boosted trees", "kernel_ridge": "of kernel ridge regression"}
         return trees | {"ensemble": " and ".join(f"{n} {named[head]}" for head, n in Counter(forms).items())}
