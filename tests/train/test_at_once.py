@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from ase.build import bulk
+from crystals import crystal as read
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
@@ -15,11 +16,15 @@ from cgnn.config import ModelConfig, build
 from cgnn.data.dataset import CrystalDataset
 from cgnn.data.prepare import prepare
 from cgnn.errors import CheckpointError, ConfigError, DataError
+from cgnn.graph.build import crystal_arrays
+from cgnn.graph.crystal import Crystal
 from cgnn.model import CrystalGNN
 from cgnn.model.descriptors import Volume
 from cgnn.model.heads import crystal_width
 from cgnn.predict import Predictor
 from cgnn.predict.explain import explain
+from cgnn.predict.probing import PERTURBATIONS, Values
+from cgnn.predict.probing.probe import roughness
 from cgnn.train import train
 from cgnn.train.checkpoint import load_model
 from cgnn.train.ensembles.ensemble import Ensemble, train_ensemble
@@ -27,6 +32,8 @@ from cgnn.train.pu import PURun, pu_fit
 from cgnn.train.trust.assess import combined_part, features_part
 from cgnn.train.ways.semi import mean_teacher
 
+PLACES = np.linspace(0, 0.1, 101)
+"""Amplitudes, Å."""
 KERNEL = {"head": "kernel_ridge", "depth": 0, "descriptors": ["element_statistics", "volume"]}
 TREES = {"head": "trees", "trees": 60, "leaves": 6, "depth": 0, "descriptors": ["element_statistics", "volume"]}
 
@@ -254,6 +261,23 @@ def test_absolute_errors_let_go_of_a_wrong_label(more, tmp_path, embedded_docume
         logs = [np.log10(k / true[i]) for i, k in zip(found.ids, found.columns["bulk_modulus"], strict=True)]
         errors[loss] = np.abs(logs).mean()
     assert errors["mae"] < 0.7 * errors["mse"]
+
+
+def test_a_kernel_has_no_jumps_where_trees_have(more, tmp_path, embedded_documents):
+    seen = ["volume", "environments", "arrangements"]
+    crystals = [Crystal(*crystal_arrays(read(d))) for d in embedded_documents if 3 <= d["nsites"] <= 6][::40][:4]
+    jumps = {}
+    for head in (KERNEL, TREES):
+        run = train(settings(more, model={**head, "descriptors": seen}), tmp_path / head["head"])
+        values = Values(load_model(run.model_file).members, run.config.graph)
+        found = [
+            roughness(values, PERTURBATIONS[path](crystal, run.config.graph, np.random.default_rng(0)), PLACES)
+            for crystal in crystals
+            for path in ("moved", "strained")
+        ]
+        jumps[head["head"]] = [each.share for paths in found for each in paths.values()]
+    assert max(jumps["kernel_ridge"]) < 1e-3
+    assert max(jumps["trees"]) > 0.9
 
 
 @pytest.mark.parametrize("changes", [{"compile": True}, {"precision": "64-true"}])
