@@ -56,19 +56,22 @@ PROTOCOLS: dict[str, list[str]] = {
 """Name -> how crystals are divided; the test part is scored."""
 
 _DESCRIBED = "model.descriptors=[element_statistics, volume]"
+_DESCRIBED_FULLY = "model.descriptors=[element_statistics, volume, environments, arrangements, stoichiometry]"
 NETWORKS: dict[str, list[str]] = {
     "properties": ["model.elements=[properties]", "model.descriptors=[]"],
     "one_hot": ["model.elements=[one_hot]", "model.descriptors=[]"],
     "both": ["model.elements=[one_hot, properties]", "model.descriptors=[]"],
     "descriptors": ["model.elements=[one_hot, properties]", _DESCRIBED],
+    "kernel": ["model.head=kernel_ridge", "model.depth=0", _DESCRIBED_FULLY],
 }
-"""Row -> what its network is told of the elements."""
+"""Row -> what its network is told of the elements; the last one has no network."""
 TREES, MEAN = "tabular", "mean"
 ROWS = (*NETWORKS, TREES)
 """What is run; ``descriptors`` also gives the row ``mean``, of its network and the trees."""
 TITLES = {
     "properties": "element properties", "one_hot": "one-hot elements", "both": "both",
     "descriptors": "both and descriptors", TREES: "trees, no network", MEAN: "mean of the last two",
+    "kernel": "kernel ridge, no network",
 }  # fmt: skip
 SEEDS = {"random": 3, "chemical_system": 3}
 """Seeds of a protocol where it is not one."""

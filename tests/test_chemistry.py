@@ -85,6 +85,8 @@ def small(tmp_path):
 def test_a_run_gives_its_lines(study, export, tmp_path, protocol):
     lines = study.run(protocol, "descriptors", 0, small(tmp_path), export)
     lines += study.run(protocol, "tabular", 0, small(tmp_path), export)
+    (kernel,) = study.run(protocol, "kernel", 0, small(tmp_path), export)
+    assert 0 < kernel["bulk_modulus"] < kernel["bulk_modulus_baseline"]
     assert [line["row"] for line in lines] == ["descriptors", "mean", "tabular"]
     assert len({(line["n"], line["trained"], line["bulk_modulus_baseline"]) for line in lines}) == 1
     for target in study.TARGETS:
@@ -93,7 +95,7 @@ def test_a_run_gives_its_lines(study, export, tmp_path, protocol):
         assert mean <= (network + trees) / 2 + 1e-4  # an error of a mean is at most the mean of the errors
     there = [{**line, "protocol": protocol} for line in lines]
     left = study.jobs([protocol], study.ROWS, 1, there)
-    assert left == [(protocol, row, 0) for row in ("properties", "one_hot", "both")]
+    assert left == [(protocol, row, 0) for row in ("properties", "one_hot", "both", "kernel")]
 
 
 def test_every_protocol_and_row_is_a_valid_configuration(study):
@@ -127,7 +129,7 @@ def test_tables_and_advice_follow_the_numbers(study, tmp_path):
     assert text.startswith("before\n")
     assert text.endswith("<!-- study chemistry: end -->\nafter\n")
     assert "old" not in text
-    assert "| random | 10 | 0.300 | 0.0850 ± 0.0071 | 0.1050 ± 0.0071 |  |  | **0.0550** ± 0.0071 |  | 2 |" in text
+    assert "| random | 10 | 0.300 | 0.0850 ± 0.0071 | 0.1050 ± 0.0071 |  |  | **0.0550** ± 0.0071 |  |  | 2 |" in text
     assert "**a random tenth**: trees, no network, then element properties (+54.5%)." in text
     assert (
         "**new elements**: element properties, then trees, no network (+25.0%); +135% against a random tenth." in text
