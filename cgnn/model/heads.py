@@ -68,7 +68,7 @@ def _parts(config: ModelConfig) -> list[int]:
     """Return how many features the heads that are fitted at once see of each kind, one after another."""
     pooled = [config.width] if config.depth else []
     hints = [crystal_width(config.hints.model)] if config.hints else []
-    return [*pooled, *hints, *(DESCRIPTORS[name]().outputs for name in config.descriptors)]
+    return [*pooled, *hints, *(choose(DESCRIPTORS, name, "descriptor")().outputs for name in config.descriptors)]
 
 
 class Head(nn.Module):
