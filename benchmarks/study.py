@@ -82,7 +82,7 @@ def record(path: Path | None, work: Callable[..., Any], jobs: Iterable[tuple[Any
     with ProcessPoolExecutor(workers) as pool:
         for future in as_completed([pool.submit(work, *job) for job in jobs]):
             if future.exception():
-                pool.shutdown(wait=False, cancel_futures=True)  # or the error is shown hours later, after all others
+                pool.shutdown(cancel_futures=True)  # or the error is shown hours later, after all others
             done = future.result()
             text = "".join(json.dumps(line) + "\n" for line in (done if isinstance(done, list) else [done]))
             if path:
