@@ -19,13 +19,14 @@ import hashlib
 import json
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from study import DATA, ROOT, STUDIES, between_markers, finished, markdown, mean_and_spread, record
+from study import DATA, ROOT, STUDIES, against, between_markers, finished, markdown, mean_and_spread, record
 
 from cgnn.config import Config, SplitConfig, load
 from cgnn.data.dataset import CrystalDataset
@@ -177,18 +178,26 @@ def _waves(study: dict[str, Any], jobs: list[Job]) -> list[list[Job]]:
 
 
 def table(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
-    """Return the study as a Markdown table: mean and spread over the seeds by way and number of labels."""
+    """Return the study as a Markdown table: mean and spread over the seeds, and against labels alone seed by seed."""
     sizes = [size for size in study["steps"] if any(line["size"] == size for line in lines)]
+    base = next(iter(study["ways"]))
     tables = []
     for target, key in study["scores"].items():
-        out = [[f"{target.replace('_', ' ')} ({key})", *(f"{size} labels" for size in sizes), "runs"]]
-        for extra in sorted({line["extra"] for line in lines}):
-            for way in study["ways"]:
-                mine = [line for line in lines if (line["way"], line["extra"]) == (way, extra)]
-                if mine:
-                    name = way.replace("_", " ") + (f" + {extra} structures" if extra else "")
-                    cells = [mean_and_spread([line[target] for line in mine if line["size"] == size]) for size in sizes]
-                    out.append([name, *cells, str(len(mine))])
+        scores: dict[tuple[str, int, int | str], dict[int, float]] = defaultdict(dict)
+        for line in lines:
+            scores[line["way"], line["extra"], line["size"]][line["seed"]] = line[target]
+        heads = [head for size in sizes for head in (f"{size} labels", f"against {base}")]
+        out = [[f"{target.replace('_', ' ')} ({key})", *heads, "runs"]]
+        for extra, way in product(sorted({line["extra"] for line in lines}), study["ways"]):
+            mine = [scores[way, extra, size] for size in sizes]
+            if not any(mine):
+                continue
+            cells = []
+            for size, values in zip(sizes, mine, strict=True):
+                theirs = scores[base, 0, size] if (way, extra) != (base, 0) else {}
+                cells += [mean_and_spread(list(values.values())), against(values, theirs, 1)]
+            name = way.replace("_", " ") + (f" + {extra} structures" if extra else "")
+            out.append([name, *cells, ", ".join(str(len(values)) for values in mine)])
         tables.append(markdown(out))
     return "\n\n".join(tables)
 

@@ -60,8 +60,11 @@ def test_every_way_runs_once_and_is_not_run_again(study_semi, small, tmp_path, m
     study_semi.run_all(small, jobs, tmp_path / "work", 1, [])
     assert len(study_semi.finished(tmp_path / "semi.jsonl")) == len(jobs)
     text = study_semi.table(small, lines)
-    assert "| bulk modulus (mae_log10) | 10 labels | all labels | runs |" in text
-    assert f"| mean teacher | {by_job[jobs[2]]['bulk_modulus']:.4f} |  | 1 |" in text
+    heads = "10 labels | against supervised | all labels | against supervised"
+    assert f"| bulk modulus (mae_log10) | {heads} | runs |" in text
+    teacher, base = (by_job[jobs[number]]["bulk_modulus"] for number in (2, 0))
+    assert f"| mean teacher | {teacher:.4f} | {100 * (teacher / base - 1):+.1f} % |  |  | 1, 0 |" in text
+    assert f"| supervised | {base:.4f} |  |  |  | 1, 0 |" in text
 
 
 class InThisProcess:
