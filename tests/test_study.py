@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import pytest
 from test_benchmarks import RUN
@@ -38,3 +39,22 @@ def test_rows_are_compared_with_the_first_seed_by_seed(study, tmp_path):
         ["wide", "0.1850 ± 0.1061", "+20.0 ± 10.0 %", "2", "1.5", "`model.width=128`"],
         ["few", "0.1000", "-50.0 %", "1", "1.5", "`data.limit=9`"],
     ]
+
+
+def test_what_waits_is_dropped_after_an_error(study, tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    started = []
+
+    def run(number):
+        started.append(number)
+        time.sleep(0.05)
+        if number == 1:
+            raise ValueError("the second run failed")
+        return {"number": number}
+
+    monkeypatch.setattr(study, "ProcessPoolExecutor", ThreadPoolExecutor)
+    with pytest.raises(ValueError, match="the second run failed"):
+        study.record(tmp_path / "lines.jsonl", run, [(number,) for number in range(40)], 1)
+    assert len(started) < 10
+    assert json.loads((tmp_path / "lines.jsonl").read_text()) == {"number": 0}
