@@ -24,6 +24,8 @@ class Transform:
     inverse: Callable[[Any], Any]
     lower: float = -np.inf
     """Labels must lie above this for ``forward`` to exist."""
+    keeps_scale: bool = False
+    """Whether labels are learned as they are."""
 
 
 def _elementwise(name: str) -> Callable[[Any], Any]:
@@ -31,11 +33,15 @@ def _elementwise(name: str) -> Callable[[Any], Any]:
     return lambda y: getattr(y, name)() if hasattr(y, name) else getattr(np, name)(y)
 
 
+_BELOW_ZERO = -float(np.nextafter(0.0, 1.0))
+
 TRANSFORMS: dict[str, Transform] = {
-    "none": Transform(lambda y: y, lambda t: t),
+    "none": Transform(lambda y: y, lambda t: t, keeps_scale=True),
+    # learned as it is; what a network says below zero, such as of the gap of a metal, is zero
+    "nonnegative": Transform(lambda y: y, lambda t: t.clip(0.0), lower=_BELOW_ZERO, keeps_scale=True),
     "log10": Transform(_elementwise("log10"), lambda t: 10.0**t, lower=0.0),
     "log": Transform(_elementwise("log"), lambda t: np.e**t, lower=0.0),
-    "sqrt": Transform(_elementwise("sqrt"), lambda t: t * abs(t), lower=-np.nextafter(0.0, 1.0)),
+    "sqrt": Transform(_elementwise("sqrt"), lambda t: t * abs(t), lower=_BELOW_ZERO),
 }
 
 RESERVED = ("material_id", "part", "flags", "novelty")
@@ -134,7 +140,7 @@ class Target(Strict):
         if not abs(label) < 1e30:  # also catches nan and integers beyond float64
             raise DataError(f"{_shown(label)} is not a finite number of a plausible size")
         if not label > TRANSFORMS[self.transform].lower:
-            raise DataError(f"{_shown(label)} has no {self.transform}")
+            raise DataError(f"{_shown(label)} can't be learned as {self.transform}")
         return float(label)
 
 

@@ -70,7 +70,7 @@ def test_bad_numbers(target, label, message):
 
 @pytest.mark.parametrize("label", [0, -0.0, -5, -1e-300])
 def test_no_logarithm(label):
-    with pytest.raises(DataError, match=f"{label!r} has no log10"):
+    with pytest.raises(DataError, match=f"{label!r} can't be learned as log10"):
         MODULUS.encode(label)
 
 
@@ -107,6 +107,20 @@ def test_what_is_accepted_can_be_transformed():
                 assert label <= 0
                 continue
             assert np.isfinite(transform.forward(np.array(encoded)))
+
+
+@pytest.mark.parametrize("of", [np.array, torch.tensor])
+def test_no_prediction_below_zero(of):
+    gap = TRANSFORMS["nonnegative"]
+    learned = of([-2.0, -0.125, 0.0, 0.125, 3.5])
+    assert gap.inverse(learned).tolist() == [0.0, 0.0, 0.0, 0.125, 3.5]
+    assert gap.forward(learned) is learned
+
+
+@pytest.mark.parametrize("label", [-1.0, -1e-320])
+def test_no_label_below_zero(label):
+    with pytest.raises(DataError, match="can't be learned as nonnegative"):
+        Target(name="gap", transform="nonnegative").encode(label)
 
 
 def test_log10_by_hand():

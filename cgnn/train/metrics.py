@@ -104,7 +104,7 @@ def _evaluate(target: Target, truth: ArrayLike, prediction: ArrayLike, baseline:
 
 def _regression(target: Target, truth: Array, prediction: Array, baseline: Baseline | None) -> Scores:
     scores = _errors(truth, prediction, baseline.value if baseline else None)
-    if target.transform == "none":
+    if TRANSFORMS[target.transform].keeps_scale:
         return scores
     learned = _errors(
         target.to_learned(truth),

@@ -104,7 +104,7 @@ ODD = [None, "", 0, 1, -1, 2.5, 0.0, -0.0, 5e-324, 1e30, -1e30, 9.9e29, 1e-9, fl
 ODD += [2**53, 2**53 + 1, True, False, "1", "true", "TRUE", "cubic", "12.5", [], [1.0], [1.0, 2.0], [1.0, None], "x"]
 KINDS = [
     Target(name="y"),
-    *(Target(name="y", transform=name) for name in ("log10", "log", "sqrt")),
+    *(Target(name="y", transform=name) for name in ("log10", "log", "sqrt", "nonnegative")),
     Target(name="y", task="binary"),
     Target(name="y", task="multiclass", classes=("cubic", "1", "True", "2.5")),
     Target(name="y", level="atom"),

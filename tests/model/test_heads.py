@@ -16,8 +16,9 @@ def regression(transform: str = "none") -> Regression:
     return Regression(Target(name="bulk_modulus", transform=transform, unit="GPa"), CONFIG).double()
 
 
-FORWARD = {"none": lambda y: y, "log10": np.log10, "log": np.log, "sqrt": np.sqrt}
+FORWARD = {"none": lambda y: y, "log10": np.log10, "log": np.log, "sqrt": np.sqrt, "nonnegative": lambda y: y}
 INVERSE = {"none": lambda t: t, "log10": lambda t: 10**t, "log": np.exp, "sqrt": lambda t: t * np.abs(t)}
+INVERSE["nonnegative"] = lambda t: np.maximum(t, 0)
 
 
 # Regression

@@ -88,6 +88,11 @@ def test_predictions_outside_the_domain_count_as_bad(transform):
     assert found[f"mae_{transform}"] >= 0.5
 
 
+def test_scores_of_a_scale_that_is_kept_are_told_once():
+    gap = Target(name="gap", unit="eV", transform="nonnegative")
+    assert score(gap, [0.0, 4.0], [0.0, 3.0]) == score(ENERGY, [0.0, 4.0], [0.0, 3.0])
+
+
 def test_binary_against_sklearn(random):
     truth = random.integers(0, 2, 60)
     prediction = np.clip(0.3 * truth + random.uniform(0, 0.7, 60), 0, 1)

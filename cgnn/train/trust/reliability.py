@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import spearmanr
 
-from cgnn.targets import Target
+from cgnn.targets import TRANSFORMS, Target
 from cgnn.train.trust.calibration import LEVEL, Calibration, interval
 
 Array = NDArray[np.float64]
@@ -188,7 +188,7 @@ def _widths(target: Target, labels: Array, middle: Array, spread: Array, calibra
         scores[f"{prefix}width_90"] = float(np.mean(upper - lower))
         centre = (lower + upper) / 2
         scores[f"{prefix}interval_score_90"] = interval_score(labels - centre, (upper - lower) / 2, LEVEL)
-        if target.transform != "none":
+        if not TRANSFORMS[target.transform].keeps_scale:
             scores[f"{prefix}width_90_{target.transform}"] = float(np.mean(2 * width))
             learned = target.to_learned(labels) - middle
             scores[f"{prefix}interval_score_90_{target.transform}"] = interval_score(learned, width, LEVEL)
