@@ -41,10 +41,32 @@ class Remedy(nn.Module):
 
     usual = 1.0
     """Strength where none is set."""
+    by_layer = ""
+    """Name of the list of what is learned for each layer; what is in no such list serves all of them."""
+    first_layer = 0
+    """The layer of its first entry."""
 
     def __init__(self, config: ModelConfig, strength: float) -> None:
         super().__init__()
         self.depth, self.strength = config.depth, strength
+
+    @classmethod
+    def layer_of(cls, name: str) -> int | None:
+        """Return to which layer a tensor belongs, by its name; None: to all."""
+        first, second = name.split(".")[:2]
+        return cls.first_layer + int(second) if first == cls.by_layer else None
+
+    def of_layer(self, number: int) -> list[nn.Module]:
+        """Return what is learned for a layer, as modules that hold its tensors."""
+        entries = getattr(self, self.by_layer) if self.by_layer else ()
+        place = number - self.first_layer
+        if not 0 <= place < len(entries):
+            return []
+        return [nn.ParameterList([entry]) if isinstance(entry := entries[place], nn.Parameter) else entry]
+
+    def of_all(self) -> list[nn.Module]:
+        """Return what is learned for all layers together, as modules that hold its tensors."""
+        return [module for name, module in self.named_children() if name != self.by_layer]
 
     def weights(self, weight: Tensor) -> Tensor:
         """Return the weight of the edges' messages (E,), given the envelope."""
@@ -123,6 +145,7 @@ class LayerScale(IdentitySkip):
     """
 
     start = 0.1
+    by_layer = "scales"
 
     def __init__(self, config: ModelConfig, strength: float) -> None:
         super().__init__(config, strength)
@@ -143,9 +166,11 @@ class Dense(Remedy):
         DeepGCNs, ICCV 2019, arXiv:1904.03751.
     """
 
+    by_layer = "joins"
+    first_layer = 1  # the one before has nothing before it but what it takes anyway
+
     def __init__(self, config: ModelConfig, strength: float) -> None:
         super().__init__(config, strength)
-        # the first layer has nothing before it but what it takes anyway
         self.joins = nn.ModuleList(nn.Linear(config.width * n, config.width) for n in range(2, config.depth + 1))
 
     def taken(self, layers: Layers) -> Tensor:
@@ -167,6 +192,7 @@ class InitialResidual(Remedy):
     """
 
     usual = 0.1
+    by_layer = "maps"
 
     def __init__(self, config: ModelConfig, strength: float) -> None:
         super().__init__(config, strength)
@@ -248,6 +274,7 @@ class DiffGroupNorm(Remedy):
     """
 
     usual = 0.05
+    by_layer = "norms"
     groups = 10
 
     def __init__(self, config: ModelConfig, strength: float) -> None:

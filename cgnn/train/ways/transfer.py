@@ -17,6 +17,7 @@ from cgnn.errors import ConfigError, unknown
 from cgnn.files import write_json
 from cgnn.model import CrystalGNN
 from cgnn.model.heads import Regression
+from cgnn.model.remedies import REMEDIES
 from cgnn.strict import build_as
 from cgnn.train.checkpoint import STATE_FILE, ModelInfo, load_model
 from cgnn.train.engine import is_first_process
@@ -122,6 +123,9 @@ class Transfer(Method):
         if name.startswith("hints.network."):
             return 0.0
         first, second = name.split(".")[:2]
+        if first == "remedy":
+            layer = REMEDIES[self._config.model.remedy].layer_of(name.removeprefix("remedy."))
+            return self.factor("pool" if layer is None else f"convs.{layer}")
         numbered = {name: f"{name}.{second}" for name in LAYERS} | {"heads": f"heads.{second.removeprefix('y_')}"}
         return self.factor({**numbered, "edge_embed": "embed"}.get(first, first))
 
@@ -237,13 +241,19 @@ def _noted(path: Path) -> str:
 
 
 def _parts(model: CrystalGNN) -> dict[str, nn.Module]:
-    """Return the parts of a network that have tensors, by name."""
+    """Return the parts of a network that have tensors, by name; every tensor but those of hints is in one."""
     embed = [model.embed, *([model.edge_embed] if model.edge_embed is not None else [])]
     parts: dict[str, nn.Module | None] = {"embed": nn.ModuleList(embed)}
     parts |= {f"{name}.{layer}": part for name in LAYERS for layer, part in model.get_submodule(name).named_children()}
-    parts |= {"descriptors": model.descriptors, "pool": model.pool}
+    # what a remedy has learned for a convolution is of use only with it
+    parts |= {f"convs.{n}": _joined(conv, model.remedy.of_layer(n)) for n, conv in enumerate(model.convs)}
+    parts |= {"descriptors": model.descriptors, "pool": _joined(model.pool, model.remedy.of_all())}
     parts |= {f"heads.{target.name}": model.head(target.name) for target in model.targets}
     return {name: module for name, module in parts.items() if module is not None and module.state_dict()}
+
+
+def _joined(module: nn.Module, others: list[nn.Module]) -> nn.Module:
+    return nn.ModuleList([module, *others]) if others else module
 
 
 def _covers(name: str, part: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from cgnn.cli.report import describe
 from cgnn.config import Config, build
 from cgnn.errors import CheckpointError, ConfigError
 from cgnn.model import CrystalGNN
+from cgnn.model.remedies import REMEDIES
 from cgnn.predict import Predictor
 from cgnn.train import loop, train
-from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE, load_model, read_tensors
+from cgnn.train.checkpoint import MODEL_FILE, STATE_FILE, load_model, read_tensors, save_model
 from cgnn.train.ways.transfer import REPORT_FILE, Transfer
 
 BULK = {"name": "bulk_modulus", "column": "bulk_modulus.vrh", "unit": "GPa", "transform": "log10"}
@@ -49,6 +51,32 @@ def test_all_parts_are_the_sources(small_settings: dict[str, Any], trained: Path
     assert report(tmp_path)["loaded"] == ["embed", "convs.0", "convs.1", "heads.bulk_modulus", "heads.shear_modulus"]
     assert report(tmp_path)["not_loaded"] == {}
     assert report(tmp_path)["frozen"] == []
+
+
+@pytest.mark.parametrize("remedy", sorted(REMEDIES.keys() - {"residual"}))  # that one learns nothing
+@pytest.mark.parametrize("depth", [2, 3])
+def test_convolutions_bring_what_remedies_have_learned_for_them(
+    small_settings: dict[str, Any], trained: Path, tmp_path: Path, remedy: str, depth: int
+) -> None:
+    """From three layers to three and to two: all tensors that the network has are those of the source."""
+    info = load_model(trained / "best" / MODEL_FILE).info
+    config = build(small_settings, [f"model.remedy={remedy}", "model.depth=3"])
+    source = CrystalGNN(config.model, config.targets)
+    with torch.no_grad():
+        for tensor in source.parameters():
+            tensor.copy_(torch.rand(tensor.shape) + 1)  # none is what it is at first
+    save_model(tmp_path / MODEL_FILE, [source], replace(info, config=config))
+    changes = [f"model.remedy={remedy}", f"model.depth={depth}"]
+    freeze = ["convs", "pool"] if remedy == "jumping" and depth == 3 else ["convs"]
+    model, method = begun(settings(small_settings, tmp_path / MODEL_FILE, *changes, freeze=freeze), tmp_path / "run")
+    for name, tensor in model.state_dict().items():
+        if name.startswith("remedy.out.") and depth == 2:
+            assert report(tmp_path / "run")["not_loaded"].keys() == {"pool"}
+        elif not name.startswith("heads."):
+            assert torch.equal(source.state_dict()[name], tensor), name
+    for name, _ in model.named_parameters():
+        is_frozen = name.startswith(("convs.", "remedy.")) and not (name.startswith("remedy.out.") and depth == 2)
+        assert method.rate(name) == (0 if is_frozen else 1), name
 
 
 def test_a_head_keeps_its_values_under_another_scaling(
