@@ -74,7 +74,7 @@ def test_the_commands_and_examples_run_as_they_stand(place: Path, capsys: pytest
             with pytest.raises(SystemExit, match=r"^0$"):
                 main(words)
             said.append(words[0])
-    ours = ["predict", "predict", "derive", "train", "train", "screen"]
+    ours = ["predict", "predict", "derive", "train", "train", "combine", "screen"]
     looked = ["probe", "explain", "embed"]
     last = ["prepare", "train", "predict", "profile", "cv"]
     assert said == ["train", "evaluate", "predict", "info", *ours, *looked, "train", *last]

@@ -99,6 +99,20 @@ def train(
 
 
 @app.command()
+def combine(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
+    output: Output = Path("runs/combined"),
+) -> None:
+    """Put finished runs into one model that predicts their mean, calibrated anew."""
+    from cgnn.train.ensembles.combine import combine as together
+
+    with LogFile(output):
+        run = together(runs, output, counted)
+        _print_metrics(run.metrics, run.config)
+        _finish_run(run, output)
+
+
+@app.command()
 def cv(
     config: ConfigPath,
     output: Output = Path("runs/cv"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,16 @@ class Ensemble:
         """Return the ensemble that a folder holds, finished or not; None if it holds none.
 
         Raises:
-            CheckpointError: Its file can't be read.
+            CheckpointError: Its file can't be read, or it was put together of finished runs.
         """
         path = Path(folder) / ENSEMBLE_FILE
         if not path.exists():
             return None
         try:
-            return cls(**json.loads(path.read_text()))
+            content = json.loads(path.read_text())
+            if isinstance(content, dict) and "runs" in content:
+                raise CheckpointError(f"{folder}: was put together of finished runs; there is nothing to go on with")
+            return cls(**content)
         except (ValueError, TypeError, OSError, ConfigError) as error:
             raise CheckpointError(f"{path}: could not be read: {error}") from None
 
@@ -186,16 +190,23 @@ def _gathered(config: Config, plan: Ensemble, crystals: Divided, group: Group) -
     folder = group.folder.parent
     info = assessed(networks, replace(stored[0].info, config=config), crystals.dataset, crystals.parts)
     metrics = score(networks, info, crystals.dataset, crystals.parts, folder)
-    info = replace(info, summary=_summary(plan, [found.info for found in stored], metrics))
+    info = replace(info, summary=summary_of(plan.by, [found.info for found in stored], metrics))
     save_model(folder / "best" / MODEL_FILE, networks, info)
     return Run(folder, config, crystals.split, [], metrics, tuple(crystals.dataset.set_aside))
 
 
-def _summary(plan: Ensemble, infos: list[ModelInfo], metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers of the training: those of the members, and the validation scores of their mean."""
+def summary_of(by: str, infos: Sequence[ModelInfo], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of the training: those of the members, and the validation scores of their mean.
+
+    Args:
+        by: What makes the members differ.
+        infos: What travels with the members' own models.
+        metrics: Part -> target -> scores of the mean.
+    """
     first = infos[0].summary
     summary: dict[str, Any] = {key: first[key] for key in ("train", "val", "test", "threads") if key in first}
-    summary |= {"by": plan.by, "epochs": [info.summary["epoch"] for info in infos]}
+    epochs = [info.summary["epochs"] if "epochs" in info.summary else [info.summary["epoch"]] for info in infos]
+    summary |= {"by": by, "epochs": list(chain.from_iterable(epochs))}
     for name, scores in metrics.get("val", {}).items():
         summary |= {f"val_{name}_{key}": value for key, value in scores.items() if in_history(key)}
     return summary
