@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import yaml
 from pymatgen.core import Lattice, Structure
+from test_benchmarks import RUN
 
 import cgnn
 from cgnn import Predictor
 from cgnn.errors import CheckpointError
+from cgnn.train.checkpoint import load_model
 from cgnn.train.pretrained import PRETRAINED, model_file
 
 FOLDER = Path(cgnn.__file__).parent / "pretrained"
@@ -62,6 +67,7 @@ def test_energies_of_well_known_crystals(crystal: Structure, energy: float, gap:
     found = Predictor.load("formation_energy", "cpu").predict_structure(crystal)
     assert found["formation_energy"] == pytest.approx(energy, abs=0.2)
     assert found["band_gap"] == pytest.approx(gap, abs=1.0)
+    assert 0 <= found["band_gap_lower"] <= found["band_gap"] <= found["band_gap_upper"]
 
 
 def test_a_misspelt_name_is_an_error_that_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,3 +81,34 @@ def test_what_lies_on_the_disk_goes_before_a_name(tmp_path: Path, monkeypatch: p
     (tmp_path / "elasticity").mkdir()
     with pytest.raises(CheckpointError, match="elasticity: no model found"):
         Predictor.load("elasticity")
+
+
+def test_as_it_was_made(small_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`benchmarks/pretrained.py`: the members go on from themselves, are put together, and leave no paths behind."""
+    monkeypatch.syspath_prepend(str(RUN.parent))
+    import pretrained
+
+    data = Path(small_settings["data"]["path"])
+    settings = {**small_settings, "ensemble": {"models": [{}, {"depth": 3, "remedy": "layer_scale"}]}}
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "small.yaml").write_text(yaml.safe_dump(settings))
+    for name, value in {"ROOT": tmp_path, "RUNS": tmp_path, "FOLDER": tmp_path, "DATA": data.parent}.items():
+        monkeypatch.setattr(pretrained, name, value)
+    monkeypatch.setattr(pretrained, "MODELS", {"small": (data.name, 2)})
+    monkeypatch.setattr(pretrained, "CYCLES", {"small": (2, 1)})
+    monkeypatch.setattr(pretrained, "CYCLE", {"epochs": 1, "learning_rate": 1e-3})
+    run = pretrained.trained("small")
+    pretrained.store("small", run)
+    members, info = load_model(tmp_path / "small.safetensors")
+    assert [member.config.depth for member in members] == [2, 3]
+    assert info.summary["epochs"] == [1, 1]
+    assert str(tmp_path) not in (tmp_path / "small.safetensors").read_bytes().decode(errors="replace")
+    for member, (network, cycles) in enumerate(zip(members, (2, 1), strict=True)):
+        chain = [run.parent / "members" / f"{member}{'-again' * cycle}" for cycle in range(cycles + 1)]
+        found = [load_model(model_file(folder)) for folder in chain]
+        assert [one.info.config.train.epochs for one in found] == [3, *[1] * cycles]
+        assert [one.info.config.train.seed for one in found] == list(range(cycles + 1))
+        assert found[cycles].info.config.transfer.init_from == str(chain[cycles - 1])
+        assert all(map(torch.equal, network.parameters(), found[cycles].members[0].parameters()))
+    monkeypatch.setattr(pretrained, "combine", None)
+    assert pretrained.trained("small") == run  # a finished one is left as it is

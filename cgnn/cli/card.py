@@ -65,14 +65,15 @@ def _made(predictor: Predictor) -> str:
     model, graph, settings, split = info.config.model, info.config.graph, info.config.train, info.config.data.split
     count = len(predictor.members)
     members = f"{count} networks, by {info.summary.get('by', '?')}, whose mean predicts" if count > 1 else "one network"
+    start = f"; from {info.source['init_from']}" if "init_from" in info.source else ""
     how = "fitted at once" if model.is_fitted_at_once else f"{settings.epochs} epochs, batches of {settings.batch_size}"
     lines = [
-        "Crystals: " + ", ".join(f"{key} {value}" for key, value in info.source.items()),
+        "Crystals: " + ", ".join(f"{key} {value}" for key, value in info.source.items() if key != "init_from"),
         f"Split: {split.method}, seed {split.seed}; {info.summary.get('train', '?')} crystals to learn "
         f"from, {info.summary.get('val', 0)} for validation, {info.summary.get('test', 0)} for testing",
         f"Network: {members}; {architecture(predictor)} each",
         f"Graphs: {graph.neighbors}, k {graph.k}, cutoff {graph.cutoff:g} Å",
-        f"Training: {how}, loss {settings.loss}, seed {settings.seed}",
+        f"Training: {how}, loss {settings.loss}, seed {settings.seed}{start}",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in info.versions.items()),
     ]
     return "\n".join(f"- {line}" for line in lines)
