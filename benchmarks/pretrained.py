@@ -1,7 +1,7 @@
 """Trains a model that comes with the package, and puts it there with its card.
 
 python benchmarks/pretrained.py elasticity              # 20 minutes on two cores
-python benchmarks/pretrained.py formation_energy        # four hours, fewer where nothing else runs
+python benchmarks/pretrained.py formation_energy        # six hours, fewer where nothing else runs
 python benchmarks/pretrained.py elasticity --run RUN    # only stores a finished run
 
 An interrupted training goes on where it stopped.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from cgnn.data.prepare import Watch
 from cgnn.errors import CheckpointError, ConfigError, DataError
 from cgnn.files import write_json
 from cgnn.model import CrystalGNN
-from cgnn.train.checkpoint import MODEL_FILE, load_model, save_model
-from cgnn.train.ensembles.ensemble import summary_of
-from cgnn.train.run import ENSEMBLE_FILE, Run, begin, check_folder, score
-from cgnn.train.trust.assess import assessed
+from cgnn.train.checkpoint import load_model
+from cgnn.train.ensembles.ensemble import as_one
+from cgnn.train.run import ENSEMBLE_FILE, Run, begin, check_folder
 
 OWN = ("model", "train", "ensemble", "transfer")
 """Settings in which the runs may differ."""
@@ -59,13 +57,7 @@ def combine(runs: Sequence[str | Path], folder: str | Path, watch: Watch | None 
         paths = ", ".join(config.data.paths)
         raise DataError(f"{paths}: not divided as in {found[0].folder} any more; the data have changed")
     write_json(folder / ENSEMBLE_FILE, {"runs": [str(run.folder) for run in found]})
-    elements = sorted({element for one in stored for element in one.info.elements})
-    info = replace(stored[0].info, config=config, elements=tuple(elements))
-    info = assessed(networks, info, crystals.dataset, crystals.parts)
-    metrics = score(networks, info, crystals.dataset, crystals.parts, folder)
-    info = replace(info, summary=summary_of("run", [one.info for one in stored], metrics))
-    save_model(folder / "best" / MODEL_FILE, networks, info)
-    return Run(folder, config, crystals.split, [], metrics, tuple(crystals.dataset.set_aside))
+    return as_one(networks, [one.info for one in stored], config, "run", crystals, folder)
 
 
 def _check_alike(first: Run, other: Run) -> None:

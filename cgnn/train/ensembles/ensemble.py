@@ -19,6 +19,7 @@ from cgnn.data.engines.choice import processors
 from cgnn.data.prepare import Watch
 from cgnn.errors import CheckpointError, ConfigError, choose
 from cgnn.files import write_json
+from cgnn.model import CrystalGNN
 from cgnn.train.at_once import check as check_at_once
 from cgnn.train.checkpoint import MODEL_FILE, ModelInfo, load_model, save_model
 from cgnn.train.ensembles.batched import can_batch, fit_batched
@@ -188,21 +189,35 @@ def _gathered(config: Config, plan: Ensemble, crystals: Divided, group: Group) -
             drawn = {crystals.dataset.ids[i]: int(n) for i, n in enumerate(member.counts) if n}
             write_json(group.folder / str(member.number) / "bootstrap.json", drawn)
     folder = group.folder.parent
-    info = assessed(networks, replace(stored[0].info, config=config), crystals.dataset, crystals.parts)
+    return as_one(networks, [found.info for found in stored], config, plan.by, crystals, folder)
+
+
+def as_one(
+    networks: Sequence[CrystalGNN],
+    infos: Sequence[ModelInfo],
+    config: Config,
+    by: str,
+    crystals: Divided,
+    folder: Path,
+) -> Run:
+    """Leave networks as one model in a run folder, calibrated and scored.
+
+    Args:
+        networks: They predict their mean.
+        infos: What travels with the models they come from.
+        config: Settings of them all.
+        by: What makes them differ.
+        crystals: What they learned from, and the parts that calibrate and score them.
+        folder: Run folder, begun.
+    """
+    info = assessed(networks, replace(infos[0], config=config), crystals.dataset, crystals.parts)
     metrics = score(networks, info, crystals.dataset, crystals.parts, folder)
-    info = replace(info, summary=summary_of(plan.by, [found.info for found in stored], metrics))
-    save_model(folder / "best" / MODEL_FILE, networks, info)
+    save_model(folder / "best" / MODEL_FILE, networks, replace(info, summary=_summary(by, infos, metrics)))
     return Run(folder, config, crystals.split, [], metrics, tuple(crystals.dataset.set_aside))
 
 
-def summary_of(by: str, infos: Sequence[ModelInfo], metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of the training: those of the members, and the validation scores of their mean.
-
-    Args:
-        by: What makes the members differ.
-        infos: What travels with the members' own models.
-        metrics: Part -> target -> scores of the mean.
-    """
+def _summary(by: str, infos: Sequence[ModelInfo], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of the training: those of the members, and the validation scores of their mean."""
     first = infos[0].summary
     summary: dict[str, Any] = {key: first[key] for key in ("train", "val", "test", "threads") if key in first}
     epochs = [info.summary["epochs"] if "epochs" in info.summary else [info.summary["epoch"]] for info in infos]

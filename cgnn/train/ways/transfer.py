@@ -244,9 +244,9 @@ def _parts(model: CrystalGNN) -> dict[str, nn.Module]:
     """Return the parts of a network that have tensors, by name; every tensor but those of hints is in one."""
     embed = [model.embed, *([model.edge_embed] if model.edge_embed is not None else [])]
     parts: dict[str, nn.Module | None] = {"embed": nn.ModuleList(embed)}
-    parts |= {f"{name}.{layer}": part for name in LAYERS for layer, part in model.get_submodule(name).named_children()}
     # what a remedy has learned for a convolution is of use only with it
     parts |= {f"convs.{n}": _joined(conv, model.remedy.of_layer(n)) for n, conv in enumerate(model.convs)}
+    parts |= {f"edge_updates.{n}": update for n, update in enumerate(model.edge_updates)}
     parts |= {"descriptors": model.descriptors, "pool": _joined(model.pool, model.remedy.of_all())}
     parts |= {f"heads.{target.name}": model.head(target.name) for target in model.targets}
     return {name: module for name, module in parts.items() if module is not None and module.state_dict()}
