@@ -1,10 +1,11 @@
-"""Formation energies and gaps with more to learn from: numbers that follow from them and from the crystals alone.
+"""Formation energies and gaps with more to learn from: what follows from the crystals, and a potential's bulk moduli.
 
 python benchmarks/pretraining_set.py                    # runs/pretraining.parquet, a minute
 cgnn train configs/pretraining.yaml -o data.path=runs/pretraining.parquet --output runs/pretraining
 
 A network that is to be fitted on a hundred moduli should know beforehand what stiffness comes from: how tightly
-crystals are bound, how densely they are packed, how short their bonds are. That is known without moduli.
+crystals are bound, how densely they are packed, how short their bonds are. That is known without moduli; and what
+an interatomic potential makes of them for small crystals is computed fast (``potential.py``).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pandas as pd
 from ase.data import covalent_radii
 from numpy.typing import NDArray
 from pymatgen.core import Element
-from study import DATA, ROOT
+from study import DATA, ROOT, STUDIES
 
 from cgnn.config import build
 from cgnn.data.dataset import CrystalDataset
@@ -183,6 +184,8 @@ def main() -> None:
     )
     triples = zip(table["species_at_sites"], table[energy], table["volume_per_atom"], strict=True)
     table["cohesive_density"] = [cohesive_density(*triple) for triple in triples]
+    stiff = pd.read_csv(STUDIES / "potential.csv", index_col="material_id")["bulk_modulus"]
+    table["potential_bulk_modulus"] = table["immutable_id"].map(stiff.where(stiff > 0))
     output.parent.mkdir(exist_ok=True, parents=True)
     table.to_parquet(output)
     print(f"{output}: {len(table)} crystals, {len(table.columns)} columns")

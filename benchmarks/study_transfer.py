@@ -2,13 +2,15 @@
 
 python benchmarks/study_transfer.py --init RUN            # all fits that are not in transfer.jsonl yet
 python benchmarks/study_transfer.py --init RUN --sizes 100 300 --seeds 0 --workers 1
+python benchmarks/study_transfer.py --init RUN --source energies   # RUN is another source, see transfer.yaml
 python benchmarks/study_transfer.py --init RUN --arms transfer --steps 20 --epochs 1 --lines /tmp/try.jsonl
 python benchmarks/study_transfer.py --table               # writes tables and picture into docs/transfer.md
 
 The study is ``benchmarks/studies/transfer.yaml``. Each finished fit is one line of ``transfer.jsonl`` beside it, and an
 unfinished one goes on from its state in ``--folder``, so a study that was interrupted goes on where it stopped. A seed
 draws the labelled crystals, the weights and the order of the crystals; the test part is the same for all: a tenth, or
-with ``--test unseen`` the crystals on which the source was not trained. Graph and model settings are the source's.
+with ``--test unseen`` the crystals on which the source was not trained. Graph and model settings are the source's,
+which are the same for all sources; what starts from scratch stands beside each of them.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ def fit_one(study: dict[str, Any], job: Job, init: str, folder: Path) -> dict[st
     )
     scores = {name: _score(rows, name, score) for name, score in study["scores"].items()}
     line = {"arm": arm, "size": number, "asked": size, "seed": seed, "part": study["test"], "test": len(parts.test)}
+    line |= {"source": study["source"]} if starts_from_source(study, arm) else {}
     seen = len({*parts.test} & {*source.split.train})
     made = {"steps": epochs * batches, "epochs": epochs, "seconds": round(time.perf_counter() - started, 1)}
     return line | scores | {"test_in_source": seen, **made}
@@ -92,15 +95,21 @@ def _score(rows: list[dict[str, Any]], target: str, score: str) -> float:
 
 def run_all(study: dict[str, Any], jobs: list[Job], options: argparse.Namespace) -> None:
     """Fit what is missing, several fits side by side with one thread each; the small sizes first."""
-    there = {(line["arm"], line["asked"], line["seed"]) for line in of_part(study, options.lines)}
-    folder = options.folder / study["test"]
+    lines = of(study, finished(options.lines), study["test"], study["source"])
+    there = {(line["arm"], line["asked"], line["seed"]) for line in lines}
+    folder = options.folder / study["source"] / study["test"]
     left = [(study, job, options.init, folder) for job in jobs if job not in there]
     record(options.lines, fit_one, left, options.workers)
 
 
-def of_part(study: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    """Return the finished lines with the study's test part."""
-    return [line for line in finished(path) if line["part"] == study["test"]]
+def starts_from_source(study: dict[str, Any], arm: str) -> bool:
+    """Tell whether an arm takes anything from the source."""
+    return any("INIT" in change for change in study["arms"][arm])
+
+
+def of(study: dict[str, Any], lines: list[dict[str, Any]], part: str, source: str) -> list[dict[str, Any]]:
+    """Return the lines of a test part that start from a source or from scratch."""
+    return [line for line in lines if line["part"] == part and line.get("source", source) == source]
 
 
 def summary(study: dict[str, Any], lines: list[dict[str, Any]]) -> dict[tuple[str, str], dict[int, dict[int, float]]]:
@@ -147,13 +156,14 @@ def protocol(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     )
     minutes = sum(line["seconds"] for line in lines) / 60
     seen, test = max(line["test_in_source"] for line in lines), lines[0]["test"]
+    source = next(line["source"] for line in lines if "source" in line)
     scores = ", ".join(f"{score.replace('_', ' ')} of {name}" for name, score in study["scores"].items())
     return (
         f"{scores} on {test} test crystals, the same for all; mean and standard deviation over the seeds, which draw "
         f"labels, weights and order. {steps}; all arms alike, no validation part, the last epoch counts. "
         f"{seen} of the test crystals were in the training part of the source, with its labels, never with moduli. "
         f"{len(lines)} fits, {minutes:.0f} minutes of one thread; "
-        "made by `python benchmarks/study_transfer.py --init RUN`."
+        f"made by `python benchmarks/study_transfer.py --init RUN --source {source}`."
     )
 
 
@@ -180,12 +190,14 @@ def draw(study: dict[str, Any], lines: list[dict[str, Any]]) -> None:
 
 def write(study: dict[str, Any], lines: list[dict[str, Any]]) -> None:
     """Write tables, protocols and picture into the study's document."""
-    pieces = []
-    for part, title in TESTS.items():
-        mine = [line for line in lines if line["part"] == part]
-        if mine:
-            pieces += [title, table(study, mine), protocol(study, mine)]
-    draw(study, [line for line in lines if line["part"] == lines[0]["part"]])
+    blocks = {
+        f"{told} {title}": of(study, lines, part, source)
+        for source, told in study["sources"].items()
+        for part, title in TESTS.items()
+    }
+    told = {title: mine for title, mine in blocks.items() if any("source" in line for line in mine)}
+    pieces = [piece for title, mine in told.items() for piece in (title, table(study, mine), protocol(study, mine))]
+    draw(study, next(iter(told.values())))
     picture = f"![learning curves]({Path(study['picture']).name})"
     between_markers(study["document"], NAME, "\n\n".join([*pieces, picture]))
 
@@ -195,6 +207,7 @@ def main() -> None:
     study = yaml.safe_load((STUDIES / f"{NAME}.yaml").read_text())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--init", default="", help="run folder of the pre-trained network")
+    parser.add_argument("--source", choices=study["sources"], default=study["source"], help="what RUN has learned")
     parser.add_argument("--arms", nargs="*", choices=study["arms"], default=list(study["arms"]))
     parser.add_argument("--sizes", nargs="*", default=list(map(str, study["sizes"])))
     parser.add_argument("--seeds", nargs="*", type=int, help="by default as many as the study says for a size")
@@ -211,7 +224,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="fits side by side, one thread each")
     parser.add_argument("--table", action="store_true", help="write tables and picture instead")
     options = parser.parse_args()
-    study |= {"steps": options.steps, "epochs": options.epochs, "test": options.test}
+    study |= {"steps": options.steps, "epochs": options.epochs, "test": options.test, "source": options.source}
     if options.table:
         write(study, finished(options.lines))
         return

@@ -26,7 +26,7 @@ def lines() -> list[dict[str, Any]]:
     return [
         {
             "arm": arm, "size": size, "asked": str(size), "seed": seed, "part": "tenth",
-            "test": 486, "test_in_source": 427,
+            "test": 486, "test_in_source": 427, **({"source": "energies"} if arm == "transfer" else {}),
             "bulk_modulus": base * factor + 0.01 * seed, "shear_modulus": 2 * base, "steps": 1500, "seconds": 60.0,
         }
         for arm, factor in (("scratch", 1.0), ("transfer", 0.5))

@@ -1,0 +1,66 @@
+"""Bulk moduli by a potential: the formula, and the script from end to end with one that is known."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.units import GPa
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "potential.py"
+LATTICE = 3.5898
+"""Of copper, in EMT, Å: no stress."""
+
+
+def test_bulk_modulus_is_the_curvature_of_the_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import potential
+
+    atoms = bulk("Cu", a=LATTICE)
+    atoms.calc = EMT()
+    lengths = LATTICE * np.array([0.998, 1.0, 1.002])
+    energies = []
+    for length in lengths:
+        atoms.set_cell(bulk("Cu", a=length).cell, scale_atoms=True)
+        energies.append(atoms.get_potential_energy())
+    slopes = np.diff(energies) / np.diff(lengths**3 / 4)
+    curvature = np.diff(slopes)[0] / ((lengths[2] ** 3 - lengths[0] ** 3) / 8)
+    atoms.set_cell(bulk("Cu", a=LATTICE).cell, scale_atoms=True)
+    assert potential.bulk_modulus(atoms) == pytest.approx(LATTICE**3 / 4 * curvature / GPa, rel=0.01)
+
+
+def test_script_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text(
+        "from ase.calculators.emt import EMT\n"
+        "class Toy(EMT):\n"
+        "    def __init__(self, model, device):\n"
+        "        assert (model, device) == ('best', 'cpu')\n"
+        "        super().__init__()\n"
+    )
+    rows = [
+        {"immutable_id": symbol, "split": split, "nsites": size, "species_at_sites": [symbol] * size}
+        | {"lattice_vectors": (bulk("Cu", a=LATTICE).cell * [size, 1, 1]).tolist()}
+        | {"cartesian_site_positions": [[length * size, 0.0, 0.0] for length in range(size)]}
+        for symbol, split, size in [("Cu", "train", 1), ("Fe", "train", 1), ("Ni", "val", 1), ("Pd", "train", 3)]
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "crystals.parquet")
+    output = tmp_path / "found.csv"
+    command = [sys.executable, str(SCRIPT), "toy:Toy", "best", "--data", str(tmp_path / "crystals.parquet")]
+    command += ["--atoms", "2", "--workers", "1", "--output", str(output)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert "Fe: " in done.stderr  # EMT knows no iron
+    found = pd.read_csv(output).set_index("material_id")["bulk_modulus"]
+    assert sorted(found.index) == ["Cu", "Fe"]
+    assert found["Cu"] == pytest.approx(134.5, abs=2)
+    assert np.isnan(found["Fe"])
+    text = output.read_text()
+    subprocess.run(command, env=environment, check=True)
+    assert output.read_text() == text
