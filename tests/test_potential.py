@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.optimize import BFGS
 from ase.units import GPa
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "potential.py"
@@ -34,6 +36,31 @@ def test_bulk_modulus_is_the_curvature_of_the_energy(monkeypatch: pytest.MonkeyP
     curvature = np.diff(slopes)[0] / ((lengths[2] ** 3 - lengths[0] ** 3) / 8)
     atoms.set_cell(bulk("Cu", a=LATTICE).cell, scale_atoms=True)
     assert potential.bulk_modulus(atoms) == pytest.approx(LATTICE**3 / 4 * curvature / GPa, rel=0.01)
+
+
+def test_atoms_settle_under_pressure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers Al, Al, Au, where the aluminium may move along one axis: as by relaxing the atoms at either strain."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import potential
+
+    cell = np.array([[0.5, 0.5, 0.0], [0.5, -0.5, 0.0], [1.5, 0.0, 1.5]]) * 4.05
+    atoms = Atoms("Al2Au", scaled_positions=[[0, 0, 0], [0, 0, 1 / 3], [0, 0, 2 / 3]], cell=cell, pbc=True)
+
+    def settled(atoms: Atoms) -> Atoms:
+        atoms.calc = EMT()
+        BFGS(atoms, logfile=None).run(fmax=1e-4)
+        return atoms
+
+    settled(atoms)
+    pressures = []
+    for strain in (-potential.STRAIN, potential.STRAIN):
+        strained = atoms.copy()
+        strained.set_cell(atoms.cell * (1 + strain), scale_atoms=True)
+        pressures.append(-settled(strained).get_stress()[:3].mean() / GPa)
+    by_relaxing = (pressures[0] - pressures[1]) / (6 * potential.STRAIN)
+    assert potential.bulk_modulus(atoms) == pytest.approx(by_relaxing, rel=2e-3)
+    monkeypatch.setattr(potential, "_relaxation", lambda atoms, slope: 0.0)
+    assert potential.bulk_modulus(atoms) > 1.05 * by_relaxing
 
 
 def test_script_goes_on_where_it_stopped(tmp_path: Path) -> None:
