@@ -2,6 +2,7 @@
 
 python -m venv runs/potential && runs/potential/bin/pip install -c constraints.txt torch sevenn pyarrow
 runs/potential/bin/python benchmarks/potential.py sevenn.calculator:SevenNetCalculator 7net-0
+runs/potential/bin/python benchmarks/potential.py --against ../shared/data/elasticity.json.gz  # how good they are
 
 Any calculator of ASE will do: its class, and the name of the model. Potentials bring much with them, hence an
 environment of their own, and nothing of this project is imported here. Each crystal is one line of
@@ -12,7 +13,9 @@ computed again. A fifth of a second a crystal with this potential on one thread.
 from __future__ import annotations
 
 import argparse
+import gzip
 import importlib
+import json
 import os
 import sys
 import time
@@ -128,18 +131,34 @@ def _compute(job: tuple[str, Atoms]) -> str:
         return f"{name},"
 
 
+def against(path: Path, found: pd.Series[float]) -> str:
+    """Return how far bulk moduli are from those of an export of the Materials Project, crystals joined by id."""
+    documents = json.loads(gzip.decompress(path.read_bytes()))
+    known = {document["material_id"]: document["bulk_modulus"]["vrh"] for document in documents}
+    both = pd.DataFrame({"known": known, "found": found}).dropna()
+    both = both[(both > 1).all(axis=1)]
+    errors = np.log10(both["known"] / both["found"]).abs()
+    return f"{len(both)} crystals: MAE of log10 K {errors.mean():.4f}, median {errors.median():.4f}"
+
+
 def main() -> None:
-    """Compute what is not in the output yet."""
+    """Compute what is not in the output yet, or compare what is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("calculator", help="MODULE:CLASS of an ASE calculator, called with model and device")
-    parser.add_argument("model")
+    parser.add_argument("calculator", nargs="?", help="MODULE:CLASS of an ASE calculator, called with model and device")
+    parser.add_argument("model", nargs="?")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--part", default="train", help="entry of the column split")
     parser.add_argument("--atoms", type=int, default=8, help="most atoms of a cell")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "studies" / "potential.csv")
+    parser.add_argument("--against", type=Path, help="compare with this export of moduli instead (JSON, gzip)")
     options = parser.parse_args()
+    if options.against:
+        print(against(options.against, pd.read_csv(options.output, index_col="material_id")["bulk_modulus"]))
+        return
+    if not options.model:
+        parser.error("give a calculator and the name of its model")
     if not options.output.exists():
         options.output.write_text("material_id,bulk_modulus\n")
     done = set(pd.read_csv(options.output)["material_id"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -91,3 +93,16 @@ def test_script_goes_on_where_it_stopped(tmp_path: Path) -> None:
     text = output.read_text()
     subprocess.run(command, env=environment, check=True)
     assert output.read_text() == text
+
+
+def test_moduli_are_compared_by_id(tmp_path: Path) -> None:
+    """A tenth too many and a tenth too few of a decade; a failed one and one that is not in both do not count."""
+    moduli = {"a": 100.0, "b": 10.0, "c": 50.0, "d": 70.0}
+    documents = [{"material_id": name, "bulk_modulus": {"vrh": value}} for name, value in moduli.items()]
+    export, found = tmp_path / "export.json.gz", tmp_path / "found.csv"
+    export.write_bytes(gzip.compress(json.dumps(documents).encode()))
+    found.write_text(f"material_id,bulk_modulus\na,{100 * 10**0.1}\nb,{10 * 10**-0.2}\nc,\ne,80\n")
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--against", export, "--output", found], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "2 crystals: MAE of log10 K 0.1500, median 0.1500"
