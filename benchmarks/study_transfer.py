@@ -4,7 +4,7 @@ python benchmarks/study_transfer.py --init RUN            # all fits that are no
 python benchmarks/study_transfer.py --init RUN --sizes 100 300 --seeds 0 --workers 1
 python benchmarks/study_transfer.py --init RUN --source energies   # RUN is another source, see transfer.yaml
 python benchmarks/study_transfer.py --init RUN --arms transfer --steps 20 --epochs 1 --lines /tmp/try.jsonl
-python benchmarks/study_transfer.py --table               # writes tables and picture into docs/transfer.md
+python benchmarks/study_transfer.py --table               # writes tables and pictures into docs/transfer.md
 
 The study is ``benchmarks/studies/transfer.yaml``. Each finished fit is one line of ``transfer.jsonl`` beside it, and an
 unfinished one goes on from its state in ``--folder``, so a study that was interrupted goes on where it stopped. A seed
@@ -28,8 +28,8 @@ from study import DATA, ROOT, STUDIES, against, between_markers, finished, markd
 NAME = "transfer"
 TESTS = {
     "unseen": "Tested on crystals that the source has never seen:",
-    "tenth": "Tested on a tenth at random; the source knows formation energy and gap of most of it, as in screening, "
-    "where energies come first:",
+    "tenth": "Tested on a tenth at random; the source has learned its own labels of most of it, as in screening, where "
+    "energies (and what a potential gives) come first:",
 }
 """Test part -> what stands above its table."""
 Job = tuple[str, str, int]
@@ -161,35 +161,35 @@ def protocol(study: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     return (
         f"{scores} on {test} test crystals, the same for all; mean and standard deviation over the seeds, which draw "
         f"labels, weights and order. {steps}; all arms alike, no validation part, the last epoch counts. "
-        f"{seen} of the test crystals were in the training part of the source, with its labels, never with moduli. "
-        f"{len(lines)} fits, {minutes:.0f} minutes of one thread; "
+        f"{seen} of the test crystals were in the training part of the source, with its labels, never with these "
+        f"moduli. {len(lines)} fits, {minutes:.0f} minutes of one thread; "
         f"made by `python benchmarks/study_transfer.py --init RUN --source {source}`."
     )
 
 
-def draw(study: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-    """Draw the arms of each target against the number of labels."""
+def draw(study: dict[str, Any], lines: list[dict[str, Any]]) -> list[Path]:
+    """Draw the arms against the number of labels, a picture for each target, and return the files."""
     from cgnn import plots
 
     # an arm without a size has no curve; the table shows what it has
-    sizes = sorted({line["size"] for line in lines})
-    curves = {
-        f"{target}, {arm}": [list(rows[size].values()) for size in sizes]
-        for (target, arm), rows in summary(study, lines).items()
-        if len(rows) == len(sizes)
-    }
-    figure = plots.learning_curve(
-        sizes,
-        {name: [float(np.mean(values)) for values in rows] for name, rows in curves.items()},
-        spread={name: [_spread(values) for values in rows] for name, rows in curves.items()},
-        unit="log10(GPa)",
-        title="Moduli from few labels",
-    )
-    plots.save(figure, ROOT / study["picture"])
+    sizes, found, files = sorted({line["size"] for line in lines}), summary(study, lines), []
+    for target in study["scores"]:
+        curves = {arm: found[target, arm] for arm in study["arms"] if len(found[target, arm]) == len(sizes)}
+        values = {arm: [list(rows[size].values()) for size in sizes] for arm, rows in curves.items()}
+        figure = plots.learning_curve(
+            sizes,
+            {arm: [float(np.mean(each)) for each in rows] for arm, rows in values.items()},
+            spread={arm: [_spread(each) for each in rows] for arm, rows in values.items()},
+            unit="log10(GPa)",
+            title=f"{target.replace('_', ' ').capitalize()} from few labels",
+        )
+        files.append(ROOT / study["picture"].format(target=target))
+        plots.save(figure, files[-1])
+    return files
 
 
 def write(study: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-    """Write tables, protocols and picture into the study's document."""
+    """Write tables, protocols and pictures into the study's document."""
     blocks = {
         f"{told} {title}": of(study, lines, part, source)
         for source, told in study["sources"].items()
@@ -197,9 +197,8 @@ def write(study: dict[str, Any], lines: list[dict[str, Any]]) -> None:
     }
     told = {title: mine for title, mine in blocks.items() if any("source" in line for line in mine)}
     pieces = [piece for title, mine in told.items() for piece in (title, table(study, mine), protocol(study, mine))]
-    draw(study, next(iter(told.values())))
-    picture = f"![learning curves]({Path(study['picture']).name})"
-    between_markers(study["document"], NAME, "\n\n".join([*pieces, picture]))
+    pictures = [f"![learning curves]({file.name})" for file in draw(study, next(iter(told.values())))]
+    between_markers(study["document"], NAME, "\n\n".join([*pieces, *pictures]))
 
 
 def main() -> None:
@@ -222,7 +221,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "transfer", help="where unfinished fits lie")
     parser.add_argument("--lines", type=Path, default=STUDIES / f"{NAME}.jsonl", help="a line per finished fit")
     parser.add_argument("--workers", type=int, default=2, help="fits side by side, one thread each")
-    parser.add_argument("--table", action="store_true", help="write tables and picture instead")
+    parser.add_argument("--table", action="store_true", help="write tables and pictures instead")
     options = parser.parse_args()
     study |= {"steps": options.steps, "epochs": options.epochs, "test": options.test, "source": options.source}
     if options.table:

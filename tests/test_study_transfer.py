@@ -77,6 +77,8 @@ def test_document(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "old" not in text
     assert "427 of the test crystals were in the training part of the source" in text
     assert "12 fits, 12 minutes of one thread" in text
-    assert (tmp_path / "docs" / "transfer.png").stat().st_size > 10_000
+    for target in ("bulk_modulus", "shear_modulus"):
+        assert f"(transfer-{target}.png)" in text
+        assert (tmp_path / "docs" / f"transfer-{target}.png").stat().st_size > 10_000
     study.write(settings(), lines())
     assert document.read_text() == text
