@@ -96,7 +96,7 @@ def test_script_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_moduli_are_compared_by_id(tmp_path: Path) -> None:
-    """A tenth too many and a tenth too few of a decade; a failed one and one that is not in both do not count."""
+    """Off by a tenth and by a fifth of a decade; a failed one and one that is not in both do not count."""
     moduli = {"a": 100.0, "b": 10.0, "c": 50.0, "d": 70.0}
     documents = [{"material_id": name, "bulk_modulus": {"vrh": value}} for name, value in moduli.items()]
     export, found = tmp_path / "export.json.gz", tmp_path / "found.csv"
