@@ -423,6 +423,16 @@ def test_unusable_paths(tmp_path: Path) -> None:
         read("/dev/null")
 
 
+def test_an_export_in_a_folder_of_crystals_is_told_from_a_crystal(tmp_path: Path) -> None:
+    written(tmp_path / "export.json", [salt()])
+    written(tmp_path / "rocksalt.json", json.dumps(salt()))
+    export, crystal = read(tmp_path, format="folder")
+    assert isinstance(export, SetAside)
+    assert (export.material_id, export.code) == ("export", "bad_record")
+    assert "give the file's own path" in export.reason
+    assert isinstance(crystal, Record)
+
+
 @pytest.mark.parametrize("form", ["json", "jsonl", "csv", "parquet"])
 @pytest.mark.parametrize("option", ["id_column", "structure_column"])
 def test_unknown_columns_are_named_with_the_nearest(tmp_path: Path, form: str, option: str) -> None:

@@ -135,6 +135,9 @@ def _file_item(path: Path, kind: str) -> Item:
         text = _file_text(path)
         if kind == "json":
             document = parse_json(text)
+            if isinstance(document, list):
+                what = "a list, and a file of a folder holds one crystal"
+                raise CrystalError("bad_record", f"{what}; if it lists crystals, give the file's own path")
             if isinstance(document, dict) and "sites" in document:
                 document = {"structure": document}
         else:
